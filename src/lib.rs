@@ -1,0 +1,9 @@
+//! An Omni infrastructure provider: machine requests in, Talos Linux instances out, and back to nothing.
+//!
+//! The map: [`machine`] decides (pure), [`engine`] does (I/O and time), [`omni`] alone speaks gRPC, [`cloud`] is the contract
+//! and [`backends`] its implementations. `ARCHITECTURE.adoc` has the arrows, the invariants and one story.
+
+pub mod secret;
+
+/// The version of this program, from the file `VERSION`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
