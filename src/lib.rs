@@ -3,6 +3,7 @@
 //! The map: [`machine`] decides (pure), [`engine`] does (I/O and time), [`omni`] alone speaks gRPC, [`cloud`] is the contract
 //! and [`backends`] its implementations. `ARCHITECTURE.adoc` has the arrows, the invariants and one story.
 
+pub mod cloud;
 pub mod secret;
 
 /// The version of this program, from the file `VERSION`.

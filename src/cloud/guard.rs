@@ -1,0 +1,207 @@
+//! What every verb of every cloud is wrapped in: a deadline, a bound on calls at once, a pause when told to slow down, a log line.
+//!
+//! *Not here.* When to look again after a failure: `engine/retry.rs`.
+
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
+
+use super::Cloud;
+use super::error::{CloudError, ErrorKind, Result};
+use super::types::{
+    BootProfile, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef, InstanceSpec, Legacy, Limits,
+};
+
+/// How long a look, a start or a step of a deletion may take. Some of Oxide's calls run a saga inside the request.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the whole site rests after a 429 that did not say how long.
+const REST: Duration = Duration::from_secs(1);
+
+/// A cloud behind its guard.
+#[derive(Debug)]
+pub struct Guarded<C> {
+    cloud: C,
+    create_deadline: Duration,
+    permits: Semaphore,
+    resting_until: Mutex<Option<Instant>>,
+}
+
+impl<C: Cloud> Guarded<C> {
+    /// Guards a cloud: at most `at_once` calls at a time, creations bounded by `create_deadline`.
+    pub fn new(cloud: C, at_once: usize, create_deadline: Duration) -> Self {
+        Self {
+            cloud,
+            create_deadline,
+            permits: Semaphore::new(at_once),
+            resting_until: Mutex::new(None),
+        }
+    }
+
+    /// The cloud itself.
+    pub fn inner(&self) -> &C {
+        &self.cloud
+    }
+
+    async fn call<T>(
+        &self,
+        verb: &'static str,
+        on: &str,
+        deadline: Duration,
+        call: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        self.rest().await;
+        // The semaphore is never closed.
+        let permit = self.permits.acquire().await.ok();
+        let begun = Instant::now();
+        let result = match timeout(deadline, call).await {
+            Ok(result) => result,
+            Err(_) => Err(CloudError::new(
+                C::KIND,
+                verb,
+                ErrorKind::Unavailable,
+                format!("{on}: no answer within {} s", deadline.as_secs()),
+            )),
+        };
+        drop(permit);
+        if let Err(error) = &result
+            && let ErrorKind::Throttled { after } = error.kind
+        {
+            let until = Instant::now() + after.unwrap_or(REST);
+            let mut resting = self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
+            *resting = Some(resting.map_or(until, |earlier| earlier.max(until)));
+        }
+        debug!(
+            verb,
+            on,
+            result = result.as_ref().map_or_else(|error| error.kind.label(), |_| "ok"),
+            millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "cloud call"
+        );
+        result
+    }
+
+    /// Waits while the site rests.
+    async fn rest(&self) {
+        loop {
+            let until = {
+                let mut resting = self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
+                if resting.is_some_and(|until| until <= Instant::now()) {
+                    *resting = None;
+                }
+                *resting
+            };
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => return,
+            }
+        }
+    }
+}
+
+impl<C: Cloud> Cloud for Guarded<C> {
+    type Class = C::Class;
+    type Scope = C::Scope;
+
+    const KIND: &'static str = C::KIND;
+    const LIMITS: Limits = C::LIMITS;
+
+    fn validate(class: &Self::Class) -> Vec<String> {
+        C::validate(class)
+    }
+
+    fn scopes(class: &Self::Class) -> Vec<Self::Scope> {
+        C::scopes(class)
+    }
+
+    fn boot(class: &Self::Class) -> BootProfile {
+        C::boot(class)
+    }
+
+    fn legacy(spec: &[u8]) -> Option<Legacy<Self::Scope>> {
+        C::legacy(spec)
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.call("check", "the site", DEADLINE, self.cloud.check()).await
+    }
+
+    async fn find_image(&self, scope: &Self::Scope, key: &ImageKey) -> Result<Option<ImageRef>> {
+        self.call(
+            "find image",
+            &key.schematic,
+            DEADLINE,
+            self.cloud.find_image(scope, key),
+        )
+        .await
+    }
+
+    /// Without deadline and permit: an import takes as long as its bytes, and must not hold up a teardown.
+    async fn import_image(
+        &self,
+        scope: &Self::Scope,
+        key: &ImageKey,
+        source: &dyn ImageSource,
+    ) -> Result<ImageRef> {
+        self.cloud.import_image(scope, key, source).await
+    }
+
+    async fn find_instance(&self, instance: &InstanceRef<Self::Scope>) -> Result<Found> {
+        self.call(
+            "find instance",
+            &instance.name,
+            DEADLINE,
+            self.cloud.find_instance(instance),
+        )
+        .await
+    }
+
+    async fn create_instance(&self, spec: &InstanceSpec<Self::Scope, Self::Class>) -> Result<()> {
+        self.call(
+            "create instance",
+            &spec.instance.name,
+            self.create_deadline,
+            self.cloud.create_instance(spec),
+        )
+        .await
+    }
+
+    async fn start_instance(&self, instance: &InstanceRef<Self::Scope>) -> Result<()> {
+        self.call(
+            "start instance",
+            &instance.name,
+            DEADLINE,
+            self.cloud.start_instance(instance),
+        )
+        .await
+    }
+
+    async fn delete_instance(&self, instance: &InstanceRef<Self::Scope>) -> Result<()> {
+        self.call(
+            "delete instance",
+            &instance.name,
+            DEADLINE,
+            self.cloud.delete_instance(instance),
+        )
+        .await
+    }
+
+    async fn list_instances(
+        &self,
+        scope: &Self::Scope,
+        provider: &str,
+        installation: &str,
+    ) -> Result<Vec<Instance>> {
+        self.call(
+            "list instances",
+            &scope.to_string(),
+            DEADLINE,
+            self.cloud.list_instances(scope, provider, installation),
+        )
+        .await
+    }
+}
