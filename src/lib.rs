@@ -3,8 +3,13 @@
 //! The map: [`machine`] decides (pure), [`engine`] does (I/O and time), [`omni`] alone speaks gRPC, [`cloud`] is the contract
 //! and [`backends`] its implementations. `ARCHITECTURE.adoc` has the arrows, the invariants and one story.
 
+pub mod backends;
 pub mod cloud;
+pub mod omni;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
 pub mod secret;
+pub mod talos;
 
 /// The version of this program, from the file `VERSION`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

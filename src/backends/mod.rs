@@ -1,0 +1,4 @@
+//! The clouds, one feature each, with the same file names in each.
+
+#[cfg(feature = "oxide")]
+pub mod oxide;

@@ -1,0 +1,521 @@
+//! Drives one silo of an Oxide rack: the verbs of [`Cloud`], each a handful of calls to nexus.
+//!
+//! *Ownership.* Oxide has no labels, so the mark is the description of everything that we make; no call of
+//! the API can change a description or a name. Disks outlive their instance and are found by their mark.
+//!
+//! *Absence.* Nexus says 404 to whoever may not look. A disk list of the project needs the same right as the
+//! instance (viewer of the project) and fails where the project is not visible: only after one that worked is
+//! an absence believed.
+//!
+//! *Cancel safety.* Every verb may be dropped at any await. What a call had already changed, the next look
+//! shows.
+//!
+//! *Not here.* When to look again (`engine/retry.rs`), and the bytes of images (`engine/download.rs`).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use futures_util::TryStreamExt;
+use oxide::prelude::*;
+use oxide::types;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::cloud::{
+    BootProfile, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef,
+    InstanceSpec, Legacy, Limits, Mark, Result, Scope,
+};
+
+mod class;
+mod client;
+mod convert;
+mod failure;
+mod image;
+mod legacy;
+mod mark;
+#[cfg(test)]
+#[cfg(feature = "sandbox")]
+mod tests;
+
+pub use class::{AutoRestart, CpuPlatform, DataDisk, DiskKind, Interface, IpConfig, OxideClass};
+pub use client::Settings;
+
+use convert::{KIND, Step};
+use failure::{Failure, Sort};
+use mark::{Claim, Owner};
+
+/// Items per page of a list. Nexus allows far more; a page of a thousand disks is about half a megabyte.
+const PAGE: u32 = 1000;
+/// Most instances whose last look is remembered.
+const LOOKS: usize = 10_000;
+
+/// A project of the silo, by name or ID: names of instances, disks and images are unique in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Project(pub String);
+
+impl fmt::Display for Project {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Scope for Project {}
+
+impl Project {
+    /// The `project` parameter of a call.
+    fn param(&self) -> std::result::Result<types::NameOrId, Failure> {
+        convert::name_or_id(&self.0).map_err(Failure::rejected)
+    }
+}
+
+/// What a look at an instance of ours showed, and whom we looked for.
+struct Look {
+    mark: Mark,
+    adopt_bare: bool,
+    state: types::InstanceState,
+}
+
+/// One silo of an Oxide rack.
+pub struct Oxide {
+    client: oxide::Client,
+    /// The provider ID, for what is made without a machine request: scratch disks of imports.
+    provider: String,
+    /// What `find_instance` last saw of an instance of ours, taken by the next `delete_instance`. It saves
+    /// that verb its own look; nexus checks the state once more, and neither name nor mark of an instance can
+    /// ever change.
+    looks: Mutex<HashMap<Uuid, Look>>,
+    /// Scratch disks that an import of this process is writing to right now.
+    scratch: Mutex<Vec<String>>,
+}
+
+impl fmt::Debug for Oxide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Oxide")
+            .field("provider", &self.provider)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Oxide {
+    /// A backend for the silo that `settings` name. Nothing is sent.
+    ///
+    /// # Errors
+    ///
+    /// `Rejected`, naming the setting that cannot be used.
+    pub fn new(settings: &Settings) -> Result<Self> {
+        Ok(Self {
+            client: client::build(settings)?,
+            provider: settings.provider_id.clone(),
+            looks: Mutex::default(),
+            scratch: Mutex::default(),
+        })
+    }
+
+    /// The instance of that name, whoever made it.
+    async fn view(
+        &self,
+        instance: &InstanceRef<Project>,
+    ) -> std::result::Result<Option<types::Instance>, Failure> {
+        let found = self
+            .client
+            .instance_view()
+            .project(instance.scope.param()?)
+            .instance(convert::name(&instance.name).map_err(Failure::rejected)?)
+            .send()
+            .await;
+        absent_is_none(found)
+    }
+
+    /// All disks of the project.
+    async fn disks(&self, project: &Project) -> std::result::Result<Vec<types::Disk>, Failure> {
+        let disks = self
+            .client
+            .disk_list()
+            .project(project.param()?)
+            .limit(PAGE)
+            .stream();
+        disks.try_collect().await.map_err(Failure::from)
+    }
+
+    fn remember(&self, theirs: &types::Instance, asked: &InstanceRef<Project>) {
+        let mut looks = lock(&self.looks);
+        if looks.len() >= LOOKS {
+            looks.clear();
+        }
+        let look = Look {
+            mark: asked.mark.clone(),
+            adopt_bare: asked.adopt_bare,
+            state: theirs.run_state,
+        };
+        looks.insert(theirs.id, look);
+    }
+
+    /// Takes the state of the last look, if that was for the same and leaves something to do.
+    fn recall(&self, id: Uuid, asked: &InstanceRef<Project>) -> Option<types::InstanceState> {
+        let look = lock(&self.looks).remove(&id)?;
+        let same = look.mark == asked.mark && look.adopt_bare == asked.adopt_bare;
+        (same && convert::step_down(look.state) != Step::Wait).then_some(look.state)
+    }
+
+    /// Deletes the disks that were made for an instance that is no more.
+    async fn delete_leftovers(&self, verb: &'static str, instance: &InstanceRef<Project>) -> Result<()> {
+        let project = &instance.scope;
+        let disks = self
+            .disks(project)
+            .await
+            .map_err(|failure| unless_hidden(failure, verb, project))?;
+        let mut held = Vec::new();
+        let mut deleted = false;
+        for disk in disks.iter().filter(|disk| mark::is_disk_of(disk, instance)) {
+            let what = || format!("disk {:?} in project {project}", disk.name.as_str());
+            if matches!(disk.state, types::DiskState::Destroyed) {
+                continue;
+            }
+            if !convert::deletable(&disk.state) {
+                held.push(format!("{} is {}", what(), convert::disk_state(&disk.state)));
+                continue;
+            }
+            match self
+                .client
+                .disk_delete()
+                .disk(disk.id)
+                .send()
+                .await
+                .map_err(Failure::from)
+            {
+                Ok(_) => deleted = true,
+                Err(failure) if failure.sort == Sort::NotFound => deleted = true,
+                Err(failure) => return Err(failure.busy_if_refused().error(verb, what())),
+            }
+        }
+        if !deleted && !held.is_empty() {
+            return Err(CloudError::new(KIND, verb, ErrorKind::Busy, held.join("; ")));
+        }
+        Ok(())
+    }
+}
+
+fn absent_is_none<T>(
+    answer: std::result::Result<oxide::ResponseValue<T>, oxide::Error<types::Error>>,
+) -> std::result::Result<Option<T>, Failure> {
+    match answer.map_err(Failure::from) {
+        Ok(found) => Ok(Some(found.into_inner())),
+        Err(failure) if failure.sort == Sort::NotFound => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// The error of a call that asks about the project itself: there, 404 never is an absence.
+fn unless_hidden(failure: Failure, verb: &'static str, project: &Project) -> CloudError {
+    match failure.sort {
+        Sort::NotFound => failure.error_of(
+            ErrorKind::Denied,
+            verb,
+            format!("project {project} not found or not visible to this token"),
+        ),
+        _ => failure.error(verb, format!("project {project}")),
+    }
+}
+
+fn show(instance: &InstanceRef<Project>) -> String {
+    format!("instance {:?} in project {}", instance.name, instance.scope)
+}
+
+impl Cloud for Oxide {
+    type Class = OxideClass;
+    type Scope = Project;
+
+    const KIND: &'static str = KIND;
+    const LIMITS: Limits = Limits {
+        name: convert::MAX_INSTANCE_NAME,
+        user_data: convert::MAX_USER_DATA,
+    };
+
+    fn validate(class: &OxideClass) -> Vec<String> {
+        class::validate(class)
+    }
+
+    fn scopes(class: &OxideClass) -> Vec<Project> {
+        vec![Project(class.project.clone())]
+    }
+
+    fn boot(class: &OxideClass) -> BootProfile {
+        BootProfile {
+            platform: "nocloud",
+            // There is no field for anything else in this API.
+            arch: "amd64",
+            format: "raw.xz",
+            // A rack has serial consoles alone; the ones of the nocloud image come first and would take the
+            // output.
+            kernel_args: vec!["-console".to_owned(), "console=ttyS0".to_owned()],
+            extensions: vec![
+                "siderolabs/amd-ucode".to_owned(),
+                "siderolabs/iscsi-tools".to_owned(),
+                "siderolabs/util-linux-tools".to_owned(),
+            ],
+            nameservers: class.nameservers.clone(),
+        }
+    }
+
+    fn legacy(spec: &[u8]) -> Option<Legacy<Project>> {
+        legacy::legacy(spec)
+    }
+
+    /// One call.
+    async fn check(&self) -> Result<()> {
+        let me = self.client.current_user_view().send().await;
+        me.map_err(|error| Failure::from(error).error("check the credentials", "current user"))?;
+        Ok(())
+    }
+
+    /// One call; two where the project has no such image.
+    async fn find_image(&self, scope: &Project, key: &ImageKey) -> Result<Option<ImageRef>> {
+        self.image(scope, key).await
+    }
+
+    async fn import_image(
+        &self,
+        scope: &Project,
+        key: &ImageKey,
+        source: &dyn ImageSource,
+    ) -> Result<ImageRef> {
+        self.import(scope, key, source).await
+    }
+
+    /// One call where there is an instance of ours, two (and a page for each further thousand disks) where
+    /// there is none.
+    async fn find_instance(&self, instance: &InstanceRef<Project>) -> Result<Found> {
+        const VERB: &str = "find instance";
+        // By name even where the ID is known: a name is unique in its project and cannot be changed, so the
+        // one look answers both what became of ours and who has taken its name since.
+        let theirs = self
+            .view(instance)
+            .await
+            .map_err(|failure| failure.error(VERB, show(instance)))?;
+        let mut stranger = None;
+        if let Some(theirs) = theirs {
+            match mark::claim(&theirs.name, &theirs.description, instance) {
+                Claim::Ours(mark) => {
+                    if let Some(ours) = convert::instance(&theirs, mark) {
+                        self.remember(&theirs, instance);
+                        return Ok(Found::Ours(ours));
+                    }
+                }
+                Claim::Foreign(whose) => stranger = Some(format!("{}: {whose}", show(instance))),
+            }
+        }
+        let disks = self
+            .disks(&instance.scope)
+            .await
+            .map_err(|failure| unless_hidden(failure, VERB, &instance.scope))?;
+        let (mut remains, mut since) = (false, None);
+        for disk in &disks {
+            if matches!(disk.state, types::DiskState::Destroyed) {
+                continue;
+            }
+            if mark::is_disk_of(disk, instance) {
+                remains = true;
+                let made = convert::timestamp(disk.time_created);
+                since = Some(since.map_or(made, |oldest| made.min(oldest)));
+            } else if *disk.name == instance.name && stranger.is_none() {
+                // The boot disk takes the instance's own name: this one blocks every create.
+                let Claim::Foreign(whose) = mark::claim(&disk.name, &disk.description, instance) else {
+                    continue;
+                };
+                stranger = Some(format!(
+                    "disk {:?} in project {}: {whose}",
+                    instance.name, instance.scope
+                ));
+            }
+        }
+        Ok(match stranger {
+            _ if remains => Found::Remains { since },
+            Some(what) => Found::Foreign { what },
+            None => Found::Nothing,
+        })
+    }
+
+    /// One call; up to two more where the name is taken.
+    async fn create_instance(&self, spec: &InstanceSpec<Project, OxideClass>) -> Result<()> {
+        const VERB: &str = "create instance";
+        let instance = &spec.instance;
+        let fault = |failure: Failure| failure.error(VERB, show(instance));
+        let body = convert::instance_create(spec).map_err(|words| fault(Failure::rejected(words)))?;
+        let project = instance.scope.param().map_err(fault)?;
+        match client::create_instance(&self.client, &project, &body).await {
+            Ok(_) => Ok(()),
+            // It may be ours: created by a call whose answer was lost, or by another daemon. Nexus says the
+            // same of a disk's name, so that the instance may well not exist.
+            Err(failure) if failure.sort == Sort::AlreadyExists => {
+                match self.find_instance(instance).await? {
+                    Found::Ours(_) => Ok(()),
+                    Found::Remains { .. } => Err(failure.error_of(
+                        ErrorKind::Busy,
+                        VERB,
+                        format!(
+                            "{}: what is left of an earlier attempt is in the way",
+                            show(instance)
+                        ),
+                    )),
+                    Found::Foreign { what } => Err(failure.error_of(ErrorKind::Foreign, VERB, what)),
+                    // Another thing's name is taken, by a disk of somebody else's; or the instance has gone
+                    // since.
+                    Found::Nothing if failure.words.contains("already exists: disk ") => {
+                        Err(failure.error_of(ErrorKind::Foreign, VERB, show(instance)))
+                    }
+                    Found::Nothing => Err(failure.error_of(ErrorKind::Busy, VERB, show(instance))),
+                }
+            }
+            Err(failure) => Err(fault(failure)),
+        }
+    }
+
+    /// One call.
+    async fn start_instance(&self, instance: &InstanceRef<Project>) -> Result<()> {
+        const VERB: &str = "start instance";
+        let id = match &instance.id {
+            Some(id) => parse_id(VERB, id)?,
+            // Nobody looked yet: never start what is not ours.
+            None => match self.find_instance(instance).await? {
+                Found::Ours(ours) => parse_id(VERB, &ours.id)?,
+                Found::Foreign { what } => {
+                    return Err(CloudError::new(KIND, VERB, ErrorKind::Foreign, what));
+                }
+                Found::Remains { .. } | Found::Nothing => {
+                    let what = format!("{} does not exist", show(instance));
+                    return Err(CloudError::new(KIND, VERB, ErrorKind::Busy, what));
+                }
+            },
+        };
+        match self
+            .client
+            .instance_start()
+            .instance(id)
+            .send()
+            .await
+            .map_err(Failure::from)
+        {
+            Ok(_) => Ok(()),
+            // Gone since the last look; the next one shows it.
+            Err(failure) if failure.sort == Sort::NotFound => {
+                Err(failure.error_of(ErrorKind::Busy, VERB, show(instance)))
+            }
+            Err(failure) => Err(failure.error(VERB, show(instance))),
+        }
+    }
+
+    /// One call for a stop, two and one for each disk for a deletion; one more where nobody looked just
+    /// before.
+    async fn delete_instance(&self, instance: &InstanceRef<Project>) -> Result<()> {
+        const VERB: &str = "delete instance";
+        let fault = |failure: Failure| failure.busy_if_refused().error(VERB, show(instance));
+        let Some(id) = &instance.id else {
+            return self.delete_leftovers(VERB, instance).await;
+        };
+        let id = parse_id(VERB, id)?;
+        let state = match self.recall(id, instance) {
+            Some(state) => Some(state),
+            None => {
+                let seen = self.client.instance_view().instance(id).send().await;
+                match absent_is_none(seen).map_err(fault)? {
+                    None => None,
+                    Some(theirs) => {
+                        if let Claim::Foreign(whose) =
+                            mark::claim(&theirs.name, &theirs.description, instance)
+                        {
+                            let what = format!("{}: {whose}", show(instance));
+                            return Err(CloudError::new(KIND, VERB, ErrorKind::Foreign, what));
+                        }
+                        Some(theirs.run_state)
+                    }
+                }
+            }
+        };
+        match state.map(|state| (state, convert::step_down(state))) {
+            Some((_, Step::Stop)) => {
+                match self
+                    .client
+                    .instance_stop()
+                    .instance(id)
+                    .send()
+                    .await
+                    .map_err(Failure::from)
+                {
+                    Ok(_) => return Ok(()),
+                    Err(failure) if failure.sort == Sort::NotFound => {}
+                    Err(failure) => return Err(fault(failure)),
+                }
+            }
+            Some((state, Step::Wait)) => {
+                let what = format!("{} is {state}", show(instance));
+                return Err(CloudError::new(KIND, VERB, ErrorKind::Busy, what));
+            }
+            Some((_, Step::Delete)) => {
+                match self
+                    .client
+                    .instance_delete()
+                    .instance(id)
+                    .send()
+                    .await
+                    .map_err(Failure::from)
+                {
+                    Ok(_) => {}
+                    Err(failure) if failure.sort == Sort::NotFound => {}
+                    Err(failure) => return Err(fault(failure)),
+                }
+            }
+            None => {}
+        }
+        self.delete_leftovers(VERB, instance).await
+    }
+
+    /// One call for each thousand instances of the project, whoever made them.
+    async fn list_instances(
+        &self,
+        scope: &Project,
+        provider: &str,
+        installation: &str,
+    ) -> Result<Vec<Instance>> {
+        const VERB: &str = "list instances";
+        let project = scope
+            .param()
+            .map_err(|failure| unless_hidden(failure, VERB, scope))?;
+        let mut all = self.client.instance_list().project(project).limit(PAGE).stream();
+        let mut ours = Vec::new();
+        while let Some(theirs) = all
+            .try_next()
+            .await
+            .map_err(|error| unless_hidden(error.into(), VERB, scope))?
+        {
+            let mark = match mark::owner(&theirs.description) {
+                Some(Owner::Marked(mark))
+                    if mark.provider == provider && mark.installation == installation =>
+                {
+                    Some(mark)
+                }
+                Some(Owner::Bare(bare)) if bare == provider => None,
+                _ => continue,
+            };
+            ours.extend(convert::instance(&theirs, mark));
+        }
+        Ok(ours)
+    }
+}
+
+/// The vendor's ID in the API's type.
+fn parse_id(verb: &'static str, id: &str) -> Result<Uuid> {
+    id.parse().map_err(|_| {
+        CloudError::new(
+            KIND,
+            verb,
+            ErrorKind::Rejected,
+            format!("{id:?} is not the ID of an instance"),
+        )
+    })
+}
