@@ -5,6 +5,7 @@
 
 pub mod backends;
 pub mod cloud;
+pub mod machine;
 pub mod omni;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

@@ -2,3 +2,5 @@
 
 #[cfg(feature = "oxide")]
 pub mod oxide;
+#[cfg(feature = "sim")]
+pub mod sim;

@@ -1,0 +1,243 @@
+//! Everything seen this pass. What was not asked for is `Unasked`; what could not be seen is `Unknown`, never an absence.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cloud::{ErrorKind, Found, Instance, InstanceState, Legacy, Scope, Timestamp};
+use crate::omni::kinds::Stage;
+
+use super::action::ActionKind;
+
+/// Where one request's instance was placed, as written to Omni before the first cloud mutation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(bound = "S: Scope")]
+pub struct Placement<S> {
+    /// When the request was made, in milliseconds since the epoch by Omni's clock: tells one incarnation of an ID from the next.
+    pub created: u64,
+    /// Every scope tried; the last is the current one.
+    pub scopes: Vec<S>,
+}
+
+/// Our status of the request, as Omni holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StatusSeen<S> {
+    /// Whether somebody asked for its end.
+    pub tearing_down: bool,
+    /// Whether finalizers hold it; true as long as nothing newer than our own teardown shows that none do.
+    pub held: bool,
+    /// The stage it shows.
+    pub stage: Stage,
+    /// The UUID it shows; empty if none.
+    pub uuid: String,
+    /// The claim's placement.
+    pub placement: Option<Placement<S>>,
+    /// The claim's note that the instance was seen running.
+    pub ran: bool,
+}
+
+/// A config patch of the request, as Omni holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PatchSeen {
+    /// Its ID.
+    pub id: String,
+    /// Whether somebody asked for its end.
+    pub tearing_down: bool,
+    /// Whether finalizers hold it; counted as for the status.
+    pub held: bool,
+    /// Whether it is one of those that we want, with other content than we want.
+    pub differs: bool,
+}
+
+/// How something was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum By {
+    /// With a look of its own.
+    Find,
+    /// In a list of the scope, which shows instances alone.
+    List,
+}
+
+/// What one scope shows of the instance.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Seen {
+    /// Nobody looked yet this pass.
+    Unasked,
+    /// The look failed.
+    Unknown(Failure),
+    /// The look succeeded.
+    Known {
+        /// What was found.
+        found: Found,
+        /// How.
+        by: By,
+        /// When the look was begun, by our clock.
+        at: Timestamp,
+    },
+}
+
+/// A failure, and until when not to try again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Failure {
+    /// What it means.
+    pub kind: ErrorKind,
+    /// For a person; holds no secret.
+    pub cause: String,
+    /// By our clock.
+    pub not_before: Timestamp,
+}
+
+/// What is known of the image in the current scope.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ImageSeen {
+    /// Nobody looked yet this pass.
+    Unasked,
+    /// It is not there, and nobody is bringing it.
+    Absent,
+    /// Under way; so many percent, where that is known.
+    Importing(Option<u8>),
+    /// The look or the last import failed.
+    Failed(Failure),
+    /// It is there.
+    Present,
+}
+
+/// How the last creation by this process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Created {
+    /// The cloud accepted.
+    Accepted,
+    /// It failed; the kind says how.
+    Failed(ErrorKind),
+}
+
+/// Everything seen this pass.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Observed<S> {
+    /// Whether the request carries our finalizer.
+    pub finalizer: bool,
+    /// Whether a fresh Get of the request, made this pass, agreed with the goal.
+    pub request_confirmed: bool,
+    /// Our status of the request.
+    pub status: Option<StatusSeen<S>>,
+    /// Whether the Go library's machine resource of this request exists.
+    pub machine_resource: bool,
+    /// What it says.
+    pub legacy: Option<Legacy<S>>,
+    /// Every patch of the request that exists.
+    pub patches: Vec<PatchSeen>,
+    /// The patches that we want and that do not exist, by ID.
+    pub missing_patches: Vec<String>,
+    /// Whether a machine registered that carries this request.
+    pub registered: bool,
+    /// Every scope of *where*, in order.
+    pub scopes: Vec<(S, Seen)>,
+    /// Whether the schematic's ID is known.
+    pub schematic: bool,
+    /// The image in the current scope.
+    pub image: ImageSeen,
+    /// The last failure of each kind of action, by this process.
+    pub failures: BTreeMap<ActionKind, Failure>,
+    /// How the last creation by this process ended.
+    pub created: Option<Created>,
+    /// When a step of the deletion was last accepted, by our clock.
+    pub deleting: Option<Timestamp>,
+    /// Whether this process destroyed the status in this teardown: what T6 asks for held then, and nobody creates without a claim.
+    pub ended: bool,
+    /// When this process first saw the teardown, by our clock.
+    pub teardown_seen: Option<Timestamp>,
+    /// Since when this process has seen the instance run, by our clock.
+    pub running_since: Option<Timestamp>,
+    /// When the instance was last seen running by this process, by our clock.
+    pub last_running: Option<Timestamp>,
+    /// Whether we hold the lease.
+    pub lease: bool,
+}
+
+/// What there is of the instance over all scopes: the first of the list that any scope shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overall<'a, S> {
+    /// A scope was not looked at yet.
+    Unasked,
+    /// Our instance.
+    Ours(&'a S, &'a Instance),
+    /// A scope could not be seen.
+    Unknown(&'a Failure),
+    /// Leftovers.
+    Remains(&'a S, Option<Timestamp>),
+    /// The name is a stranger's.
+    Foreign(&'a S, &'a str),
+    /// Nothing anywhere; whether every scope was asked with a find, and when the earliest look was begun.
+    Nothing(By, Timestamp),
+}
+
+impl<S: Scope> Observed<S> {
+    /// Whether this instance was ever seen running, by any process.
+    #[must_use]
+    pub fn ran(&self) -> bool {
+        self.registered
+            || self
+                .status
+                .as_ref()
+                .is_some_and(|status| status.ran || status.stage == Stage::Provisioned)
+    }
+
+    /// The claim's placement.
+    #[must_use]
+    pub fn placement(&self) -> Option<&Placement<S>> {
+        self.status.as_ref()?.placement.as_ref()
+    }
+
+    /// Ours > Unknown > Remains > Foreign > Nothing.
+    #[must_use]
+    pub fn overall(&self) -> Overall<'_, S> {
+        let mut unknown = None;
+        let mut remains = None;
+        let mut foreign = None;
+        let mut unasked = false;
+        let mut by = By::Find;
+        let mut earliest = Timestamp(u64::MAX);
+        for (scope, seen) in &self.scopes {
+            match seen {
+                Seen::Unasked => unasked = true,
+                Seen::Unknown(failure) => unknown = unknown.or(Some(failure)),
+                Seen::Known { found, by: how, at } => {
+                    match found {
+                        Found::Ours(instance) => return Overall::Ours(scope, instance),
+                        Found::Remains { since } => remains = remains.or(Some((scope, *since))),
+                        Found::Foreign { what } => foreign = foreign.or(Some((scope, what.as_str()))),
+                        Found::Nothing => {}
+                    }
+                    if *how == By::List {
+                        by = By::List;
+                    }
+                    earliest = earliest.min(*at);
+                }
+            }
+        }
+        match (unasked, unknown, remains, foreign) {
+            (true, ..) => Overall::Unasked,
+            (_, Some(failure), ..) => Overall::Unknown(failure),
+            (_, _, Some((scope, since)), _) => Overall::Remains(scope, since),
+            (_, _, _, Some((scope, what))) => Overall::Foreign(scope, what),
+            _ => Overall::Nothing(by, earliest),
+        }
+    }
+
+    /// Whether every scope was looked at with a find, begun no earlier than `since`, and shows nothing that is ours.
+    #[must_use]
+    pub fn nothing_of_ours(&self, since: Timestamp) -> bool {
+        self.scopes.iter().all(|(_, seen)| {
+            matches!(
+                seen,
+                Seen::Known { found: Found::Nothing | Found::Foreign { .. }, by: By::Find, at } if *at >= since
+            )
+        })
+    }
+}
+
+/// What the planner needs to know of an instance's state.
+#[must_use]
+pub fn is_running(instance: &Instance) -> bool {
+    instance.state == InstanceState::Running
+}
