@@ -4,13 +4,18 @@
 //! and [`backends`] its implementations. `ARCHITECTURE.adoc` has the arrows, the invariants and one story.
 
 pub mod backends;
+pub mod cli;
 pub mod cloud;
+pub mod config;
+pub mod daemon;
+pub mod engine;
 pub mod machine;
 pub mod omni;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
 pub mod secret;
 pub mod talos;
+pub mod telemetry;
 
 /// The version of this program, from the file `VERSION`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -5,4 +5,7 @@
     clippy::indexing_slicing,
     reason = "tests"
 )]
+mod crash;
 mod planner;
+mod stories;
+mod support;

@@ -1,0 +1,361 @@
+//! What operators may write, and what they are told.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use clap::{Args as _, FromArgMatches as _};
+
+use super::parse::{duration, endpoint};
+use super::setting::Flags;
+use super::{CloudConfig, Config, Faults, Loaded, LogFormat, load};
+
+/// A secret that no output may show.
+const CANARY: &str = "c4n4ry";
+
+fn flags(arguments: &[&str]) -> Flags {
+    let command = Flags::augment_args(clap::Command::new("test").no_binary_name(true));
+    Flags::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
+}
+
+fn environment(variables: &[(&str, &str)]) -> BTreeMap<String, String> {
+    variables
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect()
+}
+
+const GOOD: [(&str, &str); 4] = [
+    ("OMNI_ENDPOINT", "https://omni.example.com:443/"),
+    ("OMNI_SERVICE_ACCOUNT_KEY", "c4n4ry-key"),
+    ("OXIDE_HOST", "https://oxide.example.com/"),
+    ("OXIDE_TOKEN", " c4n4ry-token\n"),
+];
+
+fn load_with(arguments: &[&str], more: &[(&str, &str)]) -> Result<Loaded, Faults> {
+    let mut environment = environment(&GOOD);
+    environment.extend(
+        more.iter()
+            .map(|(name, value)| (name.to_string(), value.to_string())),
+    );
+    load(&flags(arguments), &environment)
+}
+
+fn config(arguments: &[&str], more: &[(&str, &str)]) -> Config {
+    load_with(arguments, more).unwrap().config
+}
+
+fn faults(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let faults = load(&flags(arguments), &environment(variables))
+        .unwrap_err()
+        .to_string();
+    assert!(!faults.contains(CANARY), "{faults}");
+    faults
+}
+
+fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, text).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+    file
+}
+
+#[test]
+fn the_go_providers_four_variables_are_enough() {
+    let loaded = load_with(&[], &[]).unwrap();
+    let config = loaded.config;
+    assert_eq!(config.omni.endpoint, "https://omni.example.com");
+    assert_eq!(config.omni.service_account_key.expose(), "c4n4ry-key");
+    assert!(!config.omni.insecure);
+    let CloudConfig::Oxide(oxide) = &config.cloud;
+    assert_eq!(oxide.host, "https://oxide.example.com");
+    assert_eq!(oxide.token.expose(), "c4n4ry-token");
+    assert_eq!(config.provider.id, "oxide");
+    assert_eq!(config.provider.name, "Oxide");
+    assert_eq!(config.provider.description, "Oxide Omni infrastructure provider.");
+    assert_eq!(config.concurrency, 16);
+    assert_eq!(config.join_deadline, Duration::from_secs(900));
+    assert!(config.nameservers.is_empty());
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+}
+
+#[test]
+fn the_command_line_is_stronger_than_the_environment_and_that_than_the_file() {
+    let file = file(
+        "nameserver = ['10.0.0.1', '10.0.0.2']\nlog_format = 'json'\n\
+         [provider]\nid = 'file'\nname = 'file'\ndescription = 'file'\n[provisioner]\nconcurrency = 7\n",
+        0o644,
+    );
+    let path = file.path().to_str().unwrap();
+    let variables = [
+        ("CONFIG", path),
+        ("PROVIDER_NAME", "environment"),
+        ("PROVIDER_ID", "environment"),
+    ];
+    let config = config(&["--provider-id", "flag"], &variables);
+    assert_eq!(config.provider.id, "flag");
+    assert_eq!(config.provider.name, "environment");
+    assert_eq!(config.provider.description, "file");
+    assert_eq!(config.concurrency, 7);
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.nameservers.len(), 2);
+}
+
+#[test]
+fn nameservers_come_repeated_or_in_a_list() {
+    let wanted: Vec<std::net::IpAddr> = vec!["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+    let by_flags = config(
+        &["--nameserver", "10.0.0.1", "--nameserver=2001:db8::1"],
+        &[("NAMESERVER", "9.9.9.9")],
+    );
+    assert_eq!(by_flags.nameservers, wanted);
+    for list in [
+        "10.0.0.1,2001:db8::1",
+        "10.0.0.1 2001:db8::1",
+        "10.0.0.1, 2001:db8::1,10.0.0.1 ",
+    ] {
+        assert_eq!(config(&[], &[("NAMESERVER", list)]).nameservers, wanted, "{list}");
+    }
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let config = config(
+        &[],
+        &[("PROVIDER_ID", ""), ("OMNI_CA_BUNDLE", " "), ("NAMESERVER", "")],
+    );
+    assert_eq!(config.provider.id, "oxide");
+    assert_eq!(config.omni.ca_bundle, None);
+}
+
+#[test]
+fn sideros_variable_goes_before_omnis() {
+    let config = config(&[], &[("SIDERO_SERVICE_ACCOUNT_KEY", "other")]);
+    assert_eq!(config.omni.service_account_key.expose(), "other");
+}
+
+#[test]
+fn everything_missing_is_named_at_once() {
+    expect_test::expect![[r#"
+        these settings have to be mended:
+          - Omni's API endpoint is missing: set --omni-endpoint, OMNI_ENDPOINT or `endpoint` in [omni] of the file
+          - the service account key that `omnictl infraprovider create` printed is missing: set SIDERO_SERVICE_ACCOUNT_KEY, OMNI_SERVICE_ACCOUNT_KEY or `service_account_key` in [omni] of the file; or name a file that holds it by --omni-service-account-key-file, OMNI_SERVICE_ACCOUNT_KEY_FILE or `service_account_key_file` in [omni] of the file
+          - the Oxide silo's API is missing: set --oxide-host, OXIDE_HOST or `host` in [oxide] of the file
+          - the Oxide API token is missing: set OXIDE_TOKEN or `token` in [oxide] of the file; or name a file that holds it by --oxide-token-file, OXIDE_TOKEN_FILE or `token_file` in [oxide] of the file"#]].assert_eq(&faults(&[], &[]));
+}
+
+#[test]
+fn everything_wrong_is_named_at_once() {
+    let file = file(
+        "log = ['a', 'b']\nnameservers = []\n[omni]\nservice_account_key = 'c4n4ry'\n[oxyde]\nhost = 'x'\n\
+         [oxide]\nhosst = 'x'\ntoken = 'c4n4ry'\n",
+        0o600,
+    );
+    expect_test::expect![[r#"
+        these settings have to be mended:
+          - the file has an unknown key `nameservers`: did you mean `nameserver`?
+          - the file has an unknown key `hosst` in [oxide]: did you mean `host`?
+          - the file has an unknown table [oxyde]: did you mean [oxide]?
+          - --omni-endpoint, OMNI_ENDPOINT or `endpoint` in [omni] of the file: `omni.example.com:443` is not usable, it must begin with https:// or http:// or grpc://
+          - --omni-insecure-skip-tls-verify, OMNI_INSECURE_SKIP_TLS_VERIFY or `insecure_skip_tls_verify` in [omni] of the file: `maybe` is neither true nor false
+          - --oxide-host, OXIDE_HOST or `host` in [oxide] of the file: a URL with a user name or password
+          - --oxide-ca-bundle, OXIDE_CA_BUNDLE or `ca_bundle` in [oxide] of the file: cannot read /does/not/exist: No such file or directory (os error 2)
+          - --log, LOG or `log` in the file: not a single value
+          - --log-format, LOG_FORMAT or `log_format` in the file: `xml` is neither human nor json
+          - --provisioner-concurrency, PROVISIONER_CONCURRENCY or `concurrency` in [provisioner] of the file: `0` is not a number from 1 to 1024
+          - --join-deadline, JOIN_DEADLINE or `join_deadline` in the file: `soon` is not a time from 1s to 24h, such as 15m or 1h30m
+          - --nameserver, NAMESERVER or `nameserver` in the file: `dns.example.com` is not an IP address
+          - --provider-id, PROVIDER_ID or `id` in [provider] of the file: `a b` may only have letters, digits, `-`, `_` and `.`"#]].assert_eq(&faults(
+        &["--provisioner-concurrency", "0", "--nameserver", "dns.example.com", "--join-deadline=soon"],
+        &[
+            ("CONFIG", file.path().to_str().unwrap()),
+            ("OMNI_ENDPOINT", "omni.example.com:443"),
+            ("OMNI_INSECURE_SKIP_TLS_VERIFY", "maybe"),
+            ("OXIDE_HOST", "https://user:c4n4ry@oxide.example.com"),
+            ("OXIDE_CA_BUNDLE", "/does/not/exist"),
+            ("PROVIDER_ID", "a b"),
+            ("LOG_FORMAT", "xml"),
+        ],
+    ));
+}
+
+#[test]
+fn secrets_as_flags_are_refused_without_quoting_them() {
+    expect_test::expect![[r#"
+        these settings have to be mended:
+          - --omni-service-account-key is refused, everybody on this machine could read it: use SIDERO_SERVICE_ACCOUNT_KEY or OMNI_SERVICE_ACCOUNT_KEY or --omni-service-account-key-file
+          - --oxide-token is refused, everybody on this machine could read it: use OXIDE_TOKEN or --oxide-token-file"#]].assert_eq(&faults(
+        &["--omni-service-account-key", "c4n4ry", "--oxide-token=c4n4ry"],
+        &[("OMNI_ENDPOINT", "https://omni.example.com"), ("OXIDE_HOST", "https://oxide.example.com")],
+    ));
+}
+
+#[test]
+fn a_broken_file_is_not_quoted() {
+    let mut seen = String::new();
+    for text in [
+        "[oxide]\ntoken = \"c4n4ry\n",
+        "[oxide]\ntoken = c4n4ry\n",
+        "[oxide]\ntoken = 'c4n4ry' 'c4n4ry'\n",
+        "[oxide]\ntoken = 'c4n4ry'\ntoken = 'c4n4ry'\n",
+        "c4n4ry\n",
+    ] {
+        let file = file(text, 0o600);
+        let path = file.path().to_str().unwrap();
+        writeln!(seen, "{}", faults(&["--config", path], &[]).replace(path, "FILE")).unwrap();
+    }
+    expect_test::expect![[r#"
+        these settings have to be mended:
+          - --config or CONFIG: FILE line 2 is not TOML: invalid basic string
+        these settings have to be mended:
+          - --config or CONFIG: FILE line 2 is not TOML: invalid string, expected `"`, `'`
+        these settings have to be mended:
+          - --config or CONFIG: FILE line 2 is not TOML: expected newline, `#`
+        these settings have to be mended:
+          - --config or CONFIG: FILE line 3 is not TOML: duplicate key `token` in table `oxide`
+        these settings have to be mended:
+          - --config or CONFIG: FILE line 1 is not TOML: expected `.`, `=`
+    "#]]
+    .assert_eq(&seen);
+}
+
+#[test]
+fn a_secret_can_come_from_a_file() {
+    let secret = file("from-file\n", 0o600);
+    let path = secret.path().to_str().unwrap();
+    let settings = file(
+        &format!("[oxide]\nhost = 'https://oxide.example.com'\ntoken_file = '{path}'\n"),
+        0o644,
+    );
+    let mut variables = environment(&GOOD);
+    variables.remove("OXIDE_TOKEN");
+    variables.insert("CONFIG".into(), settings.path().to_str().unwrap().into());
+    let loaded = load(&Flags::default(), &variables).unwrap();
+    let CloudConfig::Oxide(oxide) = &loaded.config.cloud;
+    assert_eq!(oxide.token.expose(), "from-file");
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+
+    // The stronger layer decides between value and file.
+    variables.insert("OXIDE_TOKEN".into(), "from-environment".into());
+    let CloudConfig::Oxide(oxide) = load(&Flags::default(), &variables).unwrap().config.cloud;
+    assert_eq!(oxide.token.expose(), "from-environment");
+    let CloudConfig::Oxide(oxide) = load(&flags(&["--oxide-token-file", path]), &variables)
+        .unwrap()
+        .config
+        .cloud;
+    assert_eq!(oxide.token.expose(), "from-file");
+
+    variables.insert("OXIDE_TOKEN_FILE".into(), path.into());
+    let Faults(twice) = load(&Flags::default(), &variables).unwrap_err();
+    assert!(twice.concat().contains("is there twice"), "{twice:?}");
+}
+
+#[test]
+fn an_empty_or_absent_secret_file_is_a_fault() {
+    let empty = file("\n", 0o600);
+    let path = empty.path().to_str().unwrap();
+    let of = |path: &str| {
+        load_with(&["--oxide-token-file", path], &[])
+            .unwrap_err()
+            .0
+            .concat()
+    };
+    assert!(of(path).contains("is empty"));
+    assert!(of("/does/not/exist").contains("cannot read /does/not/exist"));
+}
+
+#[test]
+fn what_everybody_may_read_is_warned_about() {
+    let secret = file("secret", 0o604);
+    let settings = file("[oxide]\ntoken = 'x'\n", 0o644);
+    let path = secret.path().to_str().unwrap();
+    let loaded = load_with(
+        &[
+            "--omni-service-account-key-file",
+            path,
+            "--config",
+            settings.path().to_str().unwrap(),
+        ],
+        &[
+            ("OMNI_ENDPOINT", "http://omni.example.com"),
+            ("OXIDE_HOST", "http://127.0.0.1:1234"),
+        ],
+    )
+    .unwrap();
+    let warnings = loaded.warnings.join("\n");
+    assert!(warnings.contains(path), "{warnings}");
+    assert!(warnings.contains(settings.path().to_str().unwrap()), "{warnings}");
+    assert!(
+        warnings.contains("http://omni.example.com has no TLS"),
+        "{warnings}"
+    );
+    assert_eq!(loaded.warnings.len(), 3, "{warnings}");
+}
+
+#[test]
+fn a_ca_bundle_has_a_certificate() {
+    let good = file("-----BEGIN CERTIFICATE-----\n", 0o644);
+    let bad = file("certificate\n", 0o644);
+    let path = good.path().to_str().unwrap();
+    let of_factory = config(&["--factory-ca-bundle", path], &[]).factory_ca_bundle;
+    assert_eq!(of_factory.as_deref(), Some(good.path()));
+    let path = bad.path().to_str().unwrap();
+    let Faults(faults) = load_with(&["--factory-ca-bundle", path], &[]).unwrap_err();
+    assert!(faults.concat().contains("has no PEM certificate"), "{faults:?}");
+}
+
+#[test]
+fn endpoints_lose_what_omnis_client_ignores() {
+    for (given, kept) in [
+        ("https://omni.example.com", "https://omni.example.com"),
+        (
+            "https://omni.example.com:8443/path?query",
+            "https://omni.example.com:8443",
+        ),
+        ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+        ("grpc://[::1]:8080", "grpc://[::1]:8080"),
+    ] {
+        assert_eq!(endpoint(given).as_deref(), Ok(kept));
+    }
+    for bad in ["", "omni", "https://", "ftp://x", "localhost:1"] {
+        assert!(endpoint(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn durations_are_written_as_in_go() {
+    for (text, seconds) in [
+        ("90", Some(90)),
+        ("90s", Some(90)),
+        ("1h30m", Some(5400)),
+        ("15m", Some(900)),
+    ] {
+        assert_eq!(duration(text), seconds.map(Duration::from_secs), "{text}");
+    }
+    for text in [
+        "m",
+        "1",
+        "1d",
+        "-1s",
+        "1.5h",
+        "99999999999999999999h",
+        "18446744073709551615h",
+    ] {
+        assert_eq!(duration(text).filter(|_| text != "1"), None, "{text}");
+    }
+}
+
+#[test]
+fn what_is_printed_has_no_secret_and_can_be_loaded_again() {
+    let loaded = load_with(&["--nameserver", "10.0.0.1", "--log", "debug"], &[]).unwrap();
+    let printed = loaded.config.to_string();
+    assert!(!printed.contains(CANARY) && !format!("{loaded:?}").contains(CANARY));
+    let file = file(&printed, 0o600);
+    let again = load(
+        &flags(&["--config", file.path().to_str().unwrap()]),
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    assert_eq!(again.config.to_string(), printed);
+}

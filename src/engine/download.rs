@@ -1,0 +1,944 @@
+//! Turns the address of an image into a stream of its decompressed bytes, hashed, in bounded memory.
+//!
+//! *Guarantees.* The end is reported only when the whole body came and the format's own checksums agreed: a
+//! cut-off or damaged download is an error, never a short image. No error and no log holds the address or a
+//! header: both may be secrets. A header goes to the host it was meant for and to no other, wherever that one
+//! redirects.
+//!
+//! *Time.* There is no limit on the whole: a slow line is no fault. A body that stands still is given up;
+//! where the server names the version of the body (a strong `ETag`), it is asked for the rest.
+//!
+//! *Cancel safety.* Dropping a stream closes its connection. Nothing is kept on disk.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_compression::tokio::bufread::{GzipDecoder, XzDecoder, ZstdDecoder};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
+use tokio_util::io::StreamReader;
+use url::{Host, Url};
+
+use crate::cloud::{BoxFuture, CloudError, ErrorKind, ImageSource, ImageStream, Result};
+use crate::secret::Secret;
+
+/// Who failed, in errors: no cloud, but shown in the same place.
+const FACTORY: &str = "image factory";
+const VERB: &str = "download image";
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for the first byte: the factory may have to build the image first, which takes it minutes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// Most redirects on the way to the image: the factory sends to its object storage, and that seldom any
+/// further.
+const REDIRECTS: usize = 10;
+/// How often one stream asks for the rest of a body that broke off.
+const RESUMES: u32 = 5;
+/// Pause before it does; doubles each time.
+const RESUME_PAUSE: Duration = Duration::from_secs(1);
+/// Most memory of the xz decoder. The highest preset of xz takes 65 MiB; a header that asks for more is no
+/// image.
+const XZ_MEMORY: u64 = 256 * 1024 * 1024;
+
+/// Where an image is right now.
+#[derive(Debug, Clone)]
+pub struct Location {
+    /// Its address. It may hold credentials.
+    pub url: Secret,
+    /// Headers to send to that host.
+    pub headers: Vec<(String, Secret)>,
+    /// The format of what is there: `raw`, `raw.xz`, `raw.zst` or `raw.gz`.
+    pub format: String,
+}
+
+/// Finds out where the image is. Asked at each opening, since addresses can be short-lived.
+pub type Locate = Arc<dyn Fn() -> BoxFuture<'static, Result<Location>> + Send + Sync>;
+
+/// Bounds of a download.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Most bytes of a decompressed image.
+    pub max_bytes: u64,
+    /// Longest time without a byte of the body.
+    pub idle_timeout: Duration,
+    /// PEM bundle of certificate authorities to trust besides the system's.
+    pub ca_bundle: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    /// 16 GiB, thirteen times a nocloud image; a minute.
+    fn default() -> Self {
+        Self {
+            max_bytes: 16 * 1024 * 1024 * 1024,
+            idle_timeout: Duration::from_secs(60),
+            ca_bundle: None,
+        }
+    }
+}
+
+/// How far a download is, in bytes of the body as it comes over the wire.
+#[derive(Debug, Default)]
+pub struct Progress {
+    received: AtomicU64,
+    /// Zero: not known.
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes received since the last opening.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the whole body, where the server said so.
+    #[must_use]
+    pub fn total(&self) -> Option<u64> {
+        Some(self.total.load(Ordering::Relaxed)).filter(|total| *total > 0)
+    }
+
+    /// The received part of the whole, in percent.
+    #[must_use]
+    pub fn percent(&self) -> Option<u8> {
+        let total = u128::from(self.total()?);
+        let percent = u128::from(self.received()) * 100 / total;
+        Some(u8::try_from(percent.min(100)).unwrap_or(100))
+    }
+}
+
+/// An image at the factory: the source that an import opens.
+#[derive(Clone)]
+pub struct Download {
+    locate: Locate,
+    /// Which image, for errors.
+    what: String,
+    settings: Settings,
+    progress: Arc<Progress>,
+}
+
+impl fmt::Debug for Download {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download")
+            .field("what", &self.what)
+            .field("settings", &self.settings)
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Download {
+    /// A download of the image that a person knows as `what`. Nothing is asked for before it is opened.
+    pub fn new(what: impl Into<String>, locate: Locate, settings: Settings) -> Self {
+        Self {
+            locate,
+            what: what.into(),
+            settings,
+            progress: Arc::default(),
+        }
+    }
+
+    /// How far the latest stream of this download is.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    fn error(&self, kind: ErrorKind, words: impl fmt::Display) -> CloudError {
+        CloudError::new(FACTORY, VERB, kind, format!("{}: {words}", self.what))
+    }
+
+    async fn open(&self) -> Result<Box<dyn ImageStream>> {
+        let location = (self.locate)().await?;
+        let format = Format::parse(&location.format).ok_or_else(|| {
+            self.error(
+                ErrorKind::Rejected,
+                format!("format {:?} is not understood", location.format),
+            )
+        })?;
+        let response = self.fetch(&location, None).await?;
+        if format == Format::Raw && !has_end(&response) {
+            let words = "an uncompressed image without a length cannot be told from a cut-off one";
+            return Err(self.error(ErrorKind::Rejected, words));
+        }
+        self.progress.received.store(0, Ordering::Relaxed);
+        self.progress
+            .total
+            .store(response.content_length().unwrap_or(0), Ordering::Relaxed);
+        let version = response
+            .headers()
+            .get(header::ETAG)
+            .filter(|tag| !tag.as_bytes().starts_with(b"W/"))
+            .cloned();
+        let body = Body {
+            download: self.clone(),
+            response,
+            version,
+            received: 0,
+            resumes: 0,
+        };
+        let chunks = stream::unfold(body, |mut body| async move {
+            let chunk = body.next().await?;
+            Some((chunk.map_err(io::Error::other), body))
+        });
+        Ok(Box::new(Decoded {
+            reader: format.decode(StreamReader::new(Box::pin(chunks))),
+            download: self.clone(),
+            hasher: Sha256::new(),
+            length: 0,
+            failed: false,
+        }))
+    }
+
+    /// Asks for the body, or for the rest of it from a byte of a version on; follows redirects.
+    async fn fetch(
+        &self,
+        location: &Location,
+        rest: Option<(u64, &HeaderValue)>,
+    ) -> Result<reqwest::Response> {
+        let unusable = |what: &str| self.error(ErrorKind::Rejected, format!("{what} cannot be used"));
+        let mut url = Url::parse(location.url.expose()).map_err(|_| unusable("its address"))?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &location.headers {
+            let name = HeaderName::try_from(name).map_err(|_| unusable("the name of a header"))?;
+            let mut value =
+                HeaderValue::from_str(value.expose()).map_err(|_| unusable("the value of a header"))?;
+            value.set_sensitive(true);
+            headers.append(name, value);
+        }
+        for _ in 0..=REDIRECTS {
+            let mut request = self
+                .client(&url)?
+                .get(url.clone())
+                .headers(headers.clone())
+                // The body's own compression is part of its format; another one on top would only hide its
+                // length.
+                .header(header::ACCEPT_ENCODING, "identity");
+            if let Some((from, version)) = rest {
+                request = request
+                    .header(header::RANGE, format!("bytes={from}-"))
+                    .header(header::IF_RANGE, version);
+            }
+            let response = match tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(error)) => {
+                    let words = if error.is_connect() {
+                        "no connection to the image factory"
+                    } else {
+                        "no answer from the image factory"
+                    };
+                    return Err(self
+                        .error(ErrorKind::Unavailable, words)
+                        .with_source(error.without_url()));
+                }
+                Err(_) => return Err(self.error(ErrorKind::Unavailable, "no answer in time")),
+            };
+            if !response.status().is_redirection() {
+                return self.accept(response, rest.is_some());
+            }
+            let next = response
+                .headers()
+                .get(header::LOCATION)
+                .and_then(|next| next.to_str().ok())
+                .and_then(|next| url.join(next).ok())
+                .ok_or_else(|| self.error(ErrorKind::Unexpected, "a redirect to nowhere"))?;
+            if url.scheme() == "https" && next.scheme() != "https" {
+                return Err(self.error(
+                    ErrorKind::Rejected,
+                    "a redirect from https to plain http is not followed",
+                ));
+            }
+            if next.origin() != url.origin() {
+                headers.clear();
+            }
+            url = next;
+        }
+        Err(self.error(ErrorKind::Unexpected, "too many redirects"))
+    }
+
+    /// What an answer means.
+    fn accept(&self, response: reqwest::Response, rest: bool) -> Result<reqwest::Response> {
+        let after = response
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.trim().parse().ok())
+            .map(Duration::from_secs);
+        let status = response.status();
+        let (kind, words) = match status.as_u16() {
+            200 if !rest => return Ok(response),
+            206 if rest => return Ok(response),
+            // The server has another version by now, or knows no ranges.
+            200 => (ErrorKind::Unavailable, "it broke off, and the rest cannot be had"),
+            400 | 404 | 410 => (
+                ErrorKind::Rejected,
+                "the image factory has no such image: is the Talos version or an extension wrong?",
+            ),
+            401 | 403 => (ErrorKind::Denied, "the image factory refuses us"),
+            429 => (
+                ErrorKind::Throttled { after },
+                "the image factory asks us to slow down",
+            ),
+            408 | 500..=599 => (ErrorKind::Unavailable, "the image factory has a fault"),
+            _ => (
+                ErrorKind::Unexpected,
+                "the image factory's answer is not understood",
+            ),
+        };
+        Err(self.error(kind, format!("{words} (HTTP {})", StatusCode::as_u16(&status))))
+    }
+
+    fn client(&self, url: &Url) -> Result<reqwest::Client> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            // Followed here: the client would carry all headers but the well-known ones to the next host.
+            .redirect(reqwest::redirect::Policy::none());
+        let loopback = match url.host() {
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            Some(Host::Domain(name)) => name == "localhost",
+            None => false,
+        };
+        if loopback {
+            // No proxy can reach what listens on this machine alone.
+            builder = builder.no_proxy();
+        }
+        if let Some(path) = &self.settings.ca_bundle {
+            let shown = path.display();
+            let refused = |words: &str| self.error(ErrorKind::Rejected, format!("CA bundle {shown} {words}"));
+            let pem = std::fs::read(path).map_err(|error| refused("cannot be read").with_source(error))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+                .map_err(|error| refused("is not PEM").with_source(error))?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+        builder.build().map_err(|error| {
+            self.error(ErrorKind::Unexpected, "the HTTP client cannot be built")
+                .with_source(error)
+        })
+    }
+}
+
+impl ImageSource for Download {
+    fn open(&self) -> BoxFuture<'_, Result<Box<dyn ImageStream>>> {
+        Box::pin(Self::open(self))
+    }
+}
+
+/// The bytes of the body as they come.
+struct Body {
+    download: Download,
+    response: reqwest::Response,
+    /// The strong `ETag` of the body, without which its rest cannot be asked for.
+    version: Option<HeaderValue>,
+    received: u64,
+    resumes: u32,
+}
+
+impl Body {
+    async fn next(&mut self) -> Option<std::result::Result<Bytes, Fault>> {
+        loop {
+            let idle = self.download.settings.idle_timeout;
+            let fault = match tokio::time::timeout(idle, self.response.chunk()).await {
+                Ok(Ok(Some(bytes))) => {
+                    self.received = self.received.saturating_add(bytes.len() as u64);
+                    self.download
+                        .progress
+                        .received
+                        .store(self.received, Ordering::Relaxed);
+                    return Some(Ok(bytes));
+                }
+                Ok(Ok(None)) => return None,
+                Ok(Err(error)) => self
+                    .download
+                    .error(ErrorKind::Unavailable, "the connection broke")
+                    .with_source(error.without_url()),
+                Err(_) => self.download.error(
+                    ErrorKind::Unavailable,
+                    format!("nothing came for {} seconds", idle.as_secs()),
+                ),
+            };
+            if let Err(fault) = self.resume(fault).await {
+                return Some(Err(Fault(fault)));
+            }
+        }
+    }
+
+    /// Asks for the rest of a body that broke off with that fault; the fault stays where there is no rest to
+    /// be had.
+    async fn resume(&mut self, fault: CloudError) -> Result<()> {
+        let Some(version) = &self.version else {
+            return Err(fault);
+        };
+        while self.resumes < RESUMES {
+            tokio::time::sleep(RESUME_PAUSE * 2_u32.saturating_pow(self.resumes)).await;
+            self.resumes += 1;
+            let location = (self.download.locate)().await?;
+            match self
+                .download
+                .fetch(&location, Some((self.received, version)))
+                .await
+            {
+                Ok(response) if starts_at(&response, self.received) => {
+                    self.response = response;
+                    return Ok(());
+                }
+                Ok(_) => return Err(fault),
+                Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(fault)
+    }
+}
+
+/// Whether the protocol itself tells a body's end from a broken connection.
+fn has_end(response: &reqwest::Response) -> bool {
+    response.content_length().is_some()
+        || response.headers().contains_key(header::TRANSFER_ENCODING)
+        || response.version() >= http::Version::HTTP_2
+}
+
+/// Whether a partial answer begins at that byte (`Content-Range: bytes 7-9/10`).
+fn starts_at(response: &reqwest::Response, byte: u64) -> bool {
+    response
+        .headers()
+        .get(header::CONTENT_RANGE)
+        .and_then(|range| range.to_str().ok())
+        .and_then(|range| range.strip_prefix("bytes "))
+        .and_then(|range| range.split_once('-'))
+        .is_some_and(|(start, _)| start.parse() == Ok(byte))
+}
+
+/// A failure of the body on its way through a decoder, which knows I/O errors alone.
+#[derive(Debug)]
+struct Fault(CloudError);
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Fault {}
+
+/// How a raw image is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Raw,
+    Xz,
+    Zstd,
+    Gzip,
+}
+
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+
+impl Format {
+    fn parse(format: &str) -> Option<Self> {
+        Some(match format {
+            "raw" => Self::Raw,
+            "raw.xz" => Self::Xz,
+            "raw.zst" => Self::Zstd,
+            "raw.gz" => Self::Gzip,
+            _ => return None,
+        })
+    }
+
+    fn decode(self, body: impl AsyncBufRead + Send + Unpin + 'static) -> Reader {
+        // Several members make one image: parallel compressors write them.
+        match self {
+            Self::Raw => Box::new(body),
+            Self::Xz => {
+                let mut decoder = XzDecoder::with_mem_limit(body, XZ_MEMORY);
+                decoder.multiple_members(true);
+                Box::new(decoder)
+            }
+            Self::Zstd => {
+                let mut decoder = ZstdDecoder::new(body);
+                decoder.multiple_members(true);
+                Box::new(decoder)
+            }
+            Self::Gzip => {
+                let mut decoder = GzipDecoder::new(body);
+                decoder.multiple_members(true);
+                Box::new(decoder)
+            }
+        }
+    }
+}
+
+/// The decompressed image.
+struct Decoded {
+    reader: Reader,
+    download: Download,
+    hasher: Sha256,
+    length: u64,
+    /// After a failure no end may be reported, however often one asks.
+    failed: bool,
+}
+
+impl Decoded {
+    async fn next_or_fail(&mut self, size: usize) -> Result<Option<Bytes>> {
+        if self.failed {
+            return Err(self
+                .download
+                .error(ErrorKind::Unavailable, "the download failed before"));
+        }
+        let chunk = self.read(size).await;
+        self.failed = chunk.is_err();
+        chunk
+    }
+
+    async fn read(&mut self, size: usize) -> Result<Option<Bytes>> {
+        let mut chunk = BytesMut::with_capacity(size);
+        while chunk.len() < size {
+            let room = size - chunk.len();
+            // `take`: the buffer may have been given more room than was asked for.
+            let mut reader = (&mut self.reader).take(room as u64);
+            match reader.read_buf(&mut chunk).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => return Err(self.explain(error)),
+            }
+        }
+        if chunk.is_empty() {
+            if self.length == 0 {
+                return Err(self.download.error(ErrorKind::Unavailable, "the image is empty"));
+            }
+            return Ok(None);
+        }
+        self.length = self.length.saturating_add(chunk.len() as u64);
+        let most = self.download.settings.max_bytes;
+        if self.length > most {
+            return Err(self.download.error(
+                ErrorKind::Rejected,
+                format!("the image has more than {most} bytes, the most that is allowed"),
+            ));
+        }
+        self.hasher.update(&chunk);
+        Ok(Some(chunk.freeze()))
+    }
+
+    fn explain(&self, error: io::Error) -> CloudError {
+        if error
+            .get_ref()
+            .is_some_and(<dyn StdError + Send + Sync>::is::<Fault>)
+        {
+            return match error
+                .into_inner()
+                .map(<dyn StdError + Send + Sync>::downcast::<Fault>)
+            {
+                Some(Ok(fault)) => fault.0,
+                Some(Err(other)) => self
+                    .download
+                    .error(ErrorKind::Unavailable, "the connection broke")
+                    .with_source(other),
+                None => self
+                    .download
+                    .error(ErrorKind::Unavailable, "the connection broke"),
+            };
+        }
+        let words = if error.kind() == io::ErrorKind::UnexpectedEof {
+            "the image is cut off"
+        } else {
+            "the image is damaged, or is in another format than was said"
+        };
+        self.download
+            .error(ErrorKind::Unavailable, words)
+            .with_source(error)
+    }
+}
+
+impl ImageStream for Decoded {
+    fn next(&mut self, size: usize) -> BoxFuture<'_, Result<Option<Bytes>>> {
+        Box::pin(self.next_or_fail(size))
+    }
+
+    fn sha256(&self) -> String {
+        hex::encode(self.hasher.clone().finalize())
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "sandbox")]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use axum::Router;
+    use axum::body::Body as HttpBody;
+    use axum::extract::{Path, State};
+    use axum::response::Response;
+    use axum::routing::get;
+    use futures_util::StreamExt as _;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// A factory on loopback: files, and what it was asked.
+    #[derive(Clone, Default)]
+    struct Factory {
+        files: Arc<BTreeMap<String, Vec<u8>>>,
+        asked: Arc<Mutex<Vec<(String, HeaderMap)>>>,
+        /// Serves until the last clone is gone.
+        server: Arc<Mutex<JoinSet<()>>>,
+    }
+
+    impl Factory {
+        async fn serve(files: impl IntoIterator<Item = (&'static str, Vec<u8>)>) -> (Self, String) {
+            let factory = Self {
+                files: Arc::new(
+                    files
+                        .into_iter()
+                        .map(|(name, file)| (name.to_owned(), file))
+                        .collect(),
+                ),
+                ..Self::default()
+            };
+            let router = Router::new()
+                .route("/file/{name}", get(file))
+                .route("/status/{status}", get(status))
+                .route("/to", get(redirect))
+                .route("/breaks/{name}", get(breaks))
+                .route("/stands/still", get(stands_still))
+                .with_state(factory.clone());
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let base = format!("http://{}", listener.local_addr().unwrap());
+            let server = async move { axum::serve(listener, router).await.unwrap() };
+            factory.server.lock().unwrap().spawn(server);
+            (factory, base)
+        }
+
+        fn note(&self, path: &str, headers: &HeaderMap) {
+            self.asked
+                .lock()
+                .unwrap()
+                .push((path.to_owned(), headers.clone()));
+        }
+    }
+
+    async fn file(State(factory): State<Factory>, Path(name): Path<String>, headers: HeaderMap) -> Response {
+        factory.note(&name, &headers);
+        let file = factory.files.get(&name).unwrap().clone();
+        Response::new(HttpBody::from(file))
+    }
+
+    async fn status(Path(status): Path<u16>) -> Response {
+        Response::builder()
+            .status(status)
+            .header("retry-after", "7")
+            .body(HttpBody::empty())
+            .unwrap()
+    }
+
+    async fn redirect(State(factory): State<Factory>, uri: http::Uri, headers: HeaderMap) -> Response {
+        factory.note("to", &headers);
+        Response::builder()
+            .status(302)
+            .header("location", uri.query().unwrap())
+            .body(HttpBody::empty())
+            .unwrap()
+    }
+
+    /// Breaks off in the middle of the file at first, and gives the rest when asked for it.
+    async fn breaks(
+        State(factory): State<Factory>,
+        Path(name): Path<String>,
+        headers: HeaderMap,
+    ) -> Response {
+        factory.note(&name, &headers);
+        let file = factory.files.get(&name).unwrap().clone();
+        let half = file.len() / 2;
+        if let Some(range) = headers.get("range") {
+            assert_eq!(range.to_str().unwrap(), format!("bytes={half}-"));
+            assert_eq!(headers.get("if-range").unwrap(), "\"v1\"");
+            return Response::builder()
+                .status(206)
+                .header(
+                    "content-range",
+                    format!("bytes {half}-{}/{}", file.len() - 1, file.len()),
+                )
+                .body(HttpBody::from(file[half..].to_vec()))
+                .unwrap();
+        }
+        let head = Ok(Bytes::from(file[..half].to_vec()));
+        // A pause, so that the first half leaves before the connection breaks.
+        let broken = stream::iter([head]).chain(stream::once(async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(io::Error::other("broken on purpose"))
+        }));
+        let mut response = Response::builder();
+        if !name.contains("unversioned") {
+            response = response.header("etag", "\"v1\"");
+        }
+        response.body(HttpBody::from_stream(broken)).unwrap()
+    }
+
+    async fn stands_still() -> Response {
+        let head = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"a"))]);
+        Response::new(HttpBody::from_stream(head.chain(stream::pending())))
+    }
+
+    fn image() -> Vec<u8> {
+        let mut image: Vec<u8> = (0..3_000_000_u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        image.extend(vec![0; 500_001]);
+        image
+    }
+
+    async fn compress(format: &str, image: &[u8]) -> Vec<u8> {
+        use async_compression::tokio::write::{GzipEncoder, XzEncoder, ZstdEncoder};
+        macro_rules! with {
+            ($encoder:ident) => {{
+                let mut encoder = $encoder::new(Vec::new());
+                encoder.write_all(image).await.unwrap();
+                encoder.shutdown().await.unwrap();
+                encoder.into_inner()
+            }};
+        }
+        match format {
+            "raw.xz" => with!(XzEncoder),
+            "raw.zst" => with!(ZstdEncoder),
+            "raw.gz" => with!(GzipEncoder),
+            _ => image.to_vec(),
+        }
+    }
+
+    fn download(url: String, format: &str, settings: Settings) -> Download {
+        let format = format.to_owned();
+        Download::new(
+            "Talos 1.12.0 for nocloud",
+            Arc::new(move || {
+                let location = Location {
+                    url: Secret::new(url.clone()),
+                    headers: vec![("X-Factory-Key".to_owned(), Secret::new("hush-hush"))],
+                    format: format.clone(),
+                };
+                Box::pin(async { Ok(location) })
+            }),
+            settings,
+        )
+    }
+
+    async fn read(download: &Download) -> Result<(Vec<u8>, String)> {
+        let mut stream = download.open().await?;
+        let mut image = Vec::new();
+        let mut last = usize::MAX;
+        while let Some(chunk) = stream.next(65_536).await? {
+            assert_eq!(last.min(65_536), 65_536, "only the last chunk may be short");
+            last = chunk.len();
+            image.extend_from_slice(&chunk);
+        }
+        Ok((image, stream.sha256()))
+    }
+
+    async fn fails(url: String, format: &str) -> CloudError {
+        read(&download(url, format, Settings::default()))
+            .await
+            .expect_err("it must fail")
+    }
+
+    const FORMATS: [&str; 4] = ["raw", "raw.xz", "raw.zst", "raw.gz"];
+
+    #[tokio::test]
+    async fn every_format_arrives_whole_and_hashed() {
+        let image = image();
+        for format in FORMATS {
+            let (_, base) = Factory::serve([("image", compress(format, &image).await)]).await;
+            let download = download(format!("{base}/file/image"), format, Settings::default());
+            let (received, sha256) = read(&download).await.unwrap();
+            assert_eq!(received, image, "{format}");
+            assert_eq!(sha256, hex::encode(Sha256::digest(&image)), "{format}");
+            let progress = download.progress();
+            assert_eq!(progress.percent(), Some(100), "{format}: {progress:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_of_several_compressed_members_arrives_whole() {
+        let image = image();
+        for format in ["raw.xz", "raw.zst", "raw.gz"] {
+            let mut body = Vec::new();
+            for part in image.chunks(1_000_000) {
+                body.extend(compress(format, part).await);
+            }
+            let (_, base) = Factory::serve([("image", body)]).await;
+            let download = download(format!("{base}/file/image"), format, Settings::default());
+            assert_eq!(read(&download).await.unwrap().0, image, "{format}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_off_image_is_an_error() {
+        for format in ["raw.xz", "raw.zst", "raw.gz"] {
+            let whole = compress(format, &image()).await;
+            for length in [whole.len() / 2, whole.len() - 1, 5] {
+                let (_, base) = Factory::serve([("image", whole[..length].to_vec())]).await;
+                let error = fails(format!("{base}/file/image"), format).await;
+                assert_eq!(error.kind, ErrorKind::Unavailable, "{format} {length}: {error:?}");
+                assert!(
+                    error.to_string().contains("cut off"),
+                    "{format} {length}: {error:?}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn garbage_is_an_error() {
+        for format in ["raw.xz", "raw.zst", "raw.gz"] {
+            let (_, base) = Factory::serve([("image", vec![b'<'; 100_000])]).await;
+            let error = fails(format!("{base}/file/image"), format).await;
+            assert!(error.to_string().contains("damaged"), "{format}: {error:?}");
+            let mut damaged = compress(format, &image()).await;
+            let middle = damaged.len() / 2;
+            damaged[middle] ^= 0x55;
+            let (_, base) = Factory::serve([("image", damaged)]).await;
+            let error = fails(format!("{base}/file/image"), format).await;
+            assert!(error.to_string().contains("damaged"), "{format}: {error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_empty_body_is_an_error() {
+        for format in FORMATS {
+            let (_, base) = Factory::serve([("image", Vec::new())]).await;
+            fails(format!("{base}/file/image"), format).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_stream_never_reports_an_end() {
+        let (_, base) = Factory::serve([("image.unversioned", image())]).await;
+        let download = download(
+            format!("{base}/breaks/image.unversioned"),
+            "raw",
+            Settings::default(),
+        );
+        let mut stream = download.open().await.unwrap();
+        while stream.next(1_000_000).await.is_ok() {}
+        for _ in 0..3 {
+            stream.next(1_000_000).await.expect_err("it must stay failed");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_above_the_bound_is_refused() {
+        let (_, base) = Factory::serve([("image", compress("raw.xz", &image()).await)]).await;
+        let settings = Settings {
+            max_bytes: 1_000_000,
+            ..Settings::default()
+        };
+        let download = download(format!("{base}/file/image"), "raw.xz", settings);
+        let error = read(&download).await.expect_err("it must fail");
+        assert_eq!(error.kind, ErrorKind::Rejected);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_resumed_where_its_version_is_known() {
+        let image = image();
+        for format in FORMATS {
+            let body = compress(format, &image).await;
+            let (factory, base) = Factory::serve([("image", body)]).await;
+            let download = download(format!("{base}/breaks/image"), format, Settings::default());
+            assert_eq!(read(&download).await.unwrap().0, image, "{format}");
+            assert_eq!(factory.asked.lock().unwrap().len(), 2, "{format}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stands_still_is_given_up() {
+        let (_, base) = Factory::serve([]).await;
+        let settings = Settings {
+            idle_timeout: Duration::from_millis(100),
+            ..Settings::default()
+        };
+        let download = download(format!("{base}/stands/still"), "raw", settings);
+        let error = read(&download).await.expect_err("it must fail");
+        assert!(error.to_string().contains("nothing came"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_factorys_refusals_have_their_kinds() {
+        let (_, base) = Factory::serve([]).await;
+        let after = Some(Duration::from_secs(7));
+        for (status, kind) in [
+            (400, ErrorKind::Rejected),
+            (401, ErrorKind::Denied),
+            (403, ErrorKind::Denied),
+            (404, ErrorKind::Rejected),
+            (418, ErrorKind::Unexpected),
+            (429, ErrorKind::Throttled { after }),
+            (500, ErrorKind::Unavailable),
+            (503, ErrorKind::Unavailable),
+        ] {
+            let error = fails(format!("{base}/status/{status}"), "raw").await;
+            assert_eq!(error.kind, kind, "{status}");
+            assert_eq!(error.cloud, "image factory");
+        }
+        let gone = {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            format!("http://{}/x", listener.local_addr().unwrap())
+        };
+        assert_eq!(fails(gone, "raw").await.kind, ErrorKind::Unavailable);
+        assert_eq!(fails(base, "qcow2").await.kind, ErrorKind::Rejected);
+    }
+
+    #[tokio::test]
+    async fn headers_go_to_the_host_they_were_meant_for_and_to_no_other() {
+        let (other, elsewhere) = Factory::serve([("image", image())]).await;
+        let (factory, base) = Factory::serve([("image", image())]).await;
+        let here = download(format!("{base}/to?/file/image"), "raw", Settings::default());
+        read(&here).await.unwrap();
+        let there = download(
+            format!("{base}/to?{elsewhere}/file/image"),
+            "raw",
+            Settings::default(),
+        );
+        read(&there).await.unwrap();
+        let keys = |factory: &Factory| -> Vec<_> {
+            let asked = factory.asked.lock().unwrap();
+            asked
+                .iter()
+                .map(|(path, headers)| (path.clone(), headers.contains_key("x-factory-key")))
+                .collect()
+        };
+        assert_eq!(
+            keys(&factory),
+            [
+                ("to".to_owned(), true),
+                ("image".to_owned(), true),
+                ("to".to_owned(), true)
+            ]
+        );
+        assert_eq!(keys(&other), [("image".to_owned(), false)]);
+        let endless = fails(format!("{base}/to?/to?/to?"), "raw").await;
+        assert!(!format!("{endless:?}").contains("hush"), "{endless:?}");
+    }
+
+    #[tokio::test]
+    async fn no_error_shows_the_address_or_a_header() {
+        let nowhere = "http://user:hunter2@127.0.0.1:1/path?token=s3cr3t".to_owned();
+        let error = fails(nowhere, "raw").await;
+        let mut shown = format!("{error} {error:?}");
+        let mut source = error.source();
+        while let Some(inner) = source {
+            shown.push_str(&format!(" {inner} {inner:?}"));
+            source = inner.source();
+        }
+        for secret in ["hunter2", "s3cr3t", "hush", "/path"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+        let download = download("http://user:hunter2@host/".to_owned(), "raw", Settings::default());
+        assert!(!format!("{download:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,117 @@
+//! What this process remembers of one request between two passes: nothing that it could not do without.
+//!
+//! Losing it, as every restart does, costs a call or a wait, never a machine.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::cloud::{Cloud, ErrorKind, Timestamp};
+use crate::machine::action::{ActionKind, Step};
+use crate::machine::desired::Parsed;
+use crate::machine::observed::{Created, Failure, Seen};
+
+/// A look at the instance, in every scope, without a failure.
+#[derive(Debug)]
+pub struct Looked<S> {
+    /// What was seen.
+    pub scopes: Vec<(S, Seen)>,
+    /// When the first look was begun.
+    pub at: Timestamp,
+}
+
+/// What is remembered of one request.
+#[derive(Debug)]
+pub struct Memory<C: Cloud> {
+    /// The incarnation of the request that this memory is about.
+    pub created_at: Option<Timestamp>,
+    /// The request, read once.
+    pub parsed: Option<Arc<Parsed<C>>>,
+    /// The last failure of each kind of action.
+    pub failures: BTreeMap<ActionKind, Failure>,
+    /// How many failures in a row each kind of action had.
+    pub failed: BTreeMap<ActionKind, u32>,
+    /// How many looks in a row failed.
+    pub blind: u32,
+    /// How the last creation ended.
+    pub created: Option<Created>,
+    /// When the teardown was first seen.
+    pub teardown_seen: Option<Timestamp>,
+    /// Whether a Get, made for a deletion, showed the status gone or tearing down without finalizers.
+    pub drained: bool,
+    /// Whether the status was destroyed in this teardown.
+    pub ended: bool,
+    /// The version of a resource when its teardown was answered: until a newer one is seen, finalizers count as present.
+    pub torn_down: HashMap<String, (Timestamp, u64)>,
+    /// Since when the instance has been seen running, and when last.
+    pub running: Option<(Timestamp, Timestamp)>,
+    /// When the last mutation of the instance ended: no older look counts.
+    pub mutated: Option<Timestamp>,
+    /// The last look at the instance.
+    pub looked: Option<Looked<C::Scope>>,
+    /// When a step of the deletion was last accepted.
+    pub deleting: Option<Timestamp>,
+    /// Whether the next look has to be a find: after an error, a list would not tell enough.
+    pub find_next: bool,
+    /// How many looks in a row saw something under way.
+    pub soon: u32,
+    /// How many passes in a row asked for another at once.
+    pub hurried: u32,
+    /// How many writes in a row met a newer version.
+    pub conflicts: u32,
+    /// The step under way, and since when.
+    pub step: Option<(Step, Timestamp)>,
+    /// When the status was last written by this process, for its text.
+    pub reported: Option<Timestamp>,
+}
+
+impl<C: Cloud> Default for Memory<C> {
+    fn default() -> Self {
+        Self {
+            created_at: None,
+            parsed: None,
+            failures: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            blind: 0,
+            created: None,
+            teardown_seen: None,
+            drained: false,
+            ended: false,
+            torn_down: HashMap::new(),
+            running: None,
+            mutated: None,
+            looked: None,
+            deleting: None,
+            find_next: false,
+            soon: 0,
+            hurried: 0,
+            conflicts: 0,
+            step: None,
+            reported: None,
+        }
+    }
+}
+
+impl<C: Cloud> Memory<C> {
+    /// Notes that an action of this kind succeeded.
+    pub fn succeeded(&mut self, kind: ActionKind) {
+        self.failures.remove(&kind);
+        self.failed.remove(&kind);
+        self.conflicts = 0;
+        self.soon = 0;
+    }
+
+    /// Notes that an action failed, and plans its next try.
+    pub fn failed(&mut self, kind: ActionKind, error: ErrorKind, cause: String, now: Timestamp) {
+        let count = self.failed.entry(kind).or_default();
+        *count = count.saturating_add(1);
+        let not_before = now.after(super::retry::wait(error, *count));
+        self.failures.insert(
+            kind,
+            Failure {
+                kind: error,
+                cause,
+                not_before,
+            },
+        );
+    }
+}

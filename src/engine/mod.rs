@@ -1,0 +1,20 @@
+//! The hands: I/O and time. No vendor, no protobuf.
+//!
+//! A trigger is just a request's ID: it enters [`queue`], one of [`workers`] takes it, [`reconcile`] makes one pass.
+
+pub mod act;
+pub mod clock;
+pub mod download;
+pub mod health;
+pub mod imports;
+pub mod inventory;
+pub mod memory;
+pub mod observe;
+pub mod provision;
+pub mod queue;
+pub mod reconcile;
+pub mod report;
+pub mod retry;
+pub mod stores;
+pub mod workers;
+pub mod write;
