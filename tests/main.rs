@@ -5,7 +5,9 @@
     clippy::indexing_slicing,
     reason = "tests"
 )]
+mod command_line;
 mod crash;
+mod house;
 mod planner;
 mod stories;
 mod support;

@@ -1,0 +1,103 @@
+# Every command that a person or CI runs. `make help` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell cat VERSION)
+COMMIT := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+
+# Set to true for a release: the tree must be clean, and the image's tag is the bare version.
+RELEASE ?=
+# Where the image goes.
+IMAGE_REGISTRY ?= ghcr.io/oxidecomputer
+IMAGE_NAME ?= omni-infra-provider
+IMAGE_TAG ?= $(VERSION)$(if $(filter true,$(RELEASE)),,-$(COMMIT))
+IMAGE ?= $(IMAGE_REGISTRY)/$(IMAGE_NAME):$(IMAGE_TAG)
+# Certificate authorities that the image trusts: this machine's.
+CA_BUNDLE ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
+# Arguments for `make dev`, for example ARGS="--nameserver 10.0.0.1".
+ARGS ?=
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+BINARY := omni-infra-provider
+CARGO_DENY_VERSION := 0.20.2
+# The features that the container has: clouds, and no sandbox.
+IMAGE_FEATURES := --no-default-features --features oxide
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: ## Show machines appear and disappear, with an Omni and an Oxide in one process (0 -> 3 -> 1 -> 0)
+	@echo "Building; the first time this takes some minutes."
+	@cargo run --quiet -- sandbox --demo
+
+.PHONY: test
+test: ## Run all tests
+	@echo "Building and testing; the first time this takes some minutes."
+	cargo test --all-features
+
+.PHONY: check
+check: ## Check formatting, lints, dependencies, documentation and generated files
+	cargo fmt --check
+	cargo clippy --all-features --all-targets -- -D warnings
+	cargo clippy $(IMAGE_FEATURES) -- -D warnings
+	@cargo deny --version 2>/dev/null | grep -qx "cargo-deny $(CARGO_DENY_VERSION)" \
+		|| cargo install --locked cargo-deny --version $(CARGO_DENY_VERSION)
+	cargo deny --log-level error check bans licenses sources
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features --document-private-items
+	@cargo run --quiet -- schema | diff -u machine-classes/oxide.schema.json - \
+		|| { echo "machine-classes/oxide.schema.json is stale: run 'make schema'"; exit 1; }
+
+.PHONY: fmt
+fmt: ## Format the sources
+	cargo fmt
+
+.PHONY: schema
+schema: ## Write machine-classes/oxide.schema.json anew
+	cargo run --quiet -- schema > machine-classes/oxide.schema.json.new
+	mv machine-classes/oxide.schema.json.new machine-classes/oxide.schema.json
+
+.PHONY: audit
+audit: ## Look for security advisories (needs the advisory database)
+	cargo deny check advisories
+
+.PHONY: dev
+dev: ## Run the daemon with the exported environment (ARGS="..." for flags)
+	cargo run -- run $(ARGS)
+
+.PHONY: clean-tree
+clean-tree:
+	@if [ "$(RELEASE)" = true ] && [ -n "$$(git status --porcelain)" ]; then \
+		echo "RELEASE=true needs a clean tree:"; git status --short; exit 1; \
+	fi
+
+.PHONY: build
+build: clean-tree ## Build the static binary, dist/omni-infra-provider
+	@echo "Building release $(VERSION); this takes some minutes."
+	CARGO_PROFILE_RELEASE_STRIP=symbols RUSTFLAGS="-C target-feature=+crt-static" \
+		cargo build --release --locked --target $(TARGET) $(IMAGE_FEATURES)
+	install -D $(TARGET_DIR)/$(TARGET)/release/$(BINARY) dist/$(BINARY)
+
+.PHONY: image
+image: build ## Build the container image, with podman, docker or buildah (RELEASE=true for a release)
+	@test -n "$(CA_BUNDLE)" || { echo "no CA certificates on this machine: set CA_BUNDLE"; exit 1; }
+	install -D -m 0755 dist/$(BINARY) dist/image/$(BINARY)
+	install -D -m 0644 $(CA_BUNDLE) dist/image/ca-certificates.crt
+	@if command -v podman > /dev/null; then set -x; \
+		podman build --file Containerfile --tag $(IMAGE) dist/image; \
+	elif docker info > /dev/null 2>&1; then set -x; \
+		docker build --file Containerfile --tag $(IMAGE) dist/image; \
+	elif command -v buildah > /dev/null; then set -x; \
+		buildah --storage-driver vfs bud --isolation chroot --file Containerfile --tag $(IMAGE) dist/image; \
+		buildah --storage-driver vfs push $(IMAGE) oci-archive:dist/$(BINARY).oci.tar:$(IMAGE); \
+	else echo "neither podman, nor docker with its daemon, nor buildah is here"; exit 1; fi
+
+.PHONY: push
+push: image ## Build and push the container image (RELEASE=true for a release)
+	@if command -v podman > /dev/null; then set -x; podman push $(IMAGE); \
+	elif docker info > /dev/null 2>&1; then set -x; docker push $(IMAGE); \
+	else set -x; buildah --storage-driver vfs push $(IMAGE) docker://$(IMAGE); fi
