@@ -172,13 +172,14 @@ impl<C: Cloud> Engine<C> {
         if !by_find && self.recall(pass, now, mutated) {
             return;
         }
-        // A machine that needs nothing is content with a list half a slow look old; everything else is seen as of now.
-        let tolerance = if patient {
-            self.pace.slow / 2
-        } else {
-            Duration::ZERO
+        // A machine that needs nothing is content with a list half a slow look old; where something is under way, a look has to
+        // be newer than the last one, or it would tell nothing new.
+        let news = match &pass.memory.looked {
+            _ if patient => now.before(self.pace.slow / 2),
+            Some(looked) => looked.at.after(Duration::from_millis(1)),
+            None => now.before(self.pace.step),
         };
-        let no_older = mutated.max(now.before(tolerance));
+        let no_older = mutated.max(news);
         let mut failed = false;
         let scopes: Vec<C::Scope> = pass.seen.scopes.iter().map(|(scope, _)| scope.clone()).collect();
         for (index, scope) in scopes.into_iter().enumerate() {
