@@ -1,33 +1,43 @@
 //! Decides what a log line looks like and which ones are written.
 //!
-//! Lines go to standard error: standard output belongs to what a command was asked for.
+//! Lines go to standard error: standard output belongs to what a command was asked for. Of other crates nothing below `info` is
+//! written, whatever the filter says: some print what they parse, and one of them parses our key.
 
-use tracing_subscriber::EnvFilter;
+use std::io::IsTerminal;
+
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{LogConfig, LogFormat};
 
 /// Installs the subscriber for the whole process. A second call changes nothing.
 pub fn init(log: &LogConfig) {
-    let filter = EnvFilter::builder().parse_lossy(&log.filter);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    // The one failure is that there is a subscriber already: a test's own, which stays.
-    let _ = match log.format {
+    let filter = EnvFilter::builder()
+        .parse_lossy(&log.filter)
+        .and(filter_fn(keeps_secrets));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match log.format {
         LogFormat::Human => {
-            use std::io::IsTerminal;
-            builder
-                .with_target(false)
-                .with_ansi(std::io::stderr().is_terminal())
-                .try_init()
+            let colours = std::io::stderr().is_terminal();
+            lines.with_target(false).with_ansi(colours).boxed()
         }
-        LogFormat::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .try_init(),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true);
+            lines.with_current_span(true).with_span_list(false).boxed()
+        }
     };
+    // The one failure is that there is a subscriber already: a test's own, which stays.
+    let _ = tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init();
+}
+
+/// Whether a line is known to hold no secret: it is ours, or above the levels at which crates print what they handle.
+fn keeps_secrets(line: &Metadata<'_>) -> bool {
+    line.target().starts_with(env!("CARGO_CRATE_NAME")) || *line.level() <= Level::INFO
 }
 
 /// Whether the text is a filter.

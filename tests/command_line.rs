@@ -238,3 +238,19 @@ fn a_file_that_is_not_there_is_named() {
         "{errors}"
     );
 }
+
+#[test]
+fn no_filter_makes_other_crates_print_the_key_that_they_parse() {
+    let mut environment = GOOD;
+    environment[1].1 = include_str!("../src/omni/testdata/keys/omnictl-create.txt").trim();
+    for filter in ["trace", "pgp=trace,info"] {
+        let (_, _, errors) = run(
+            &["check", "--log", filter, "--log-format", "json"],
+            &environment,
+            "",
+        );
+        // The parser of keys prints the secret part as hexadecimal digits.
+        let told: Vec<&str> = errors.lines().filter(|line| line.contains("pgp::")).collect();
+        assert!(told.is_empty(), "{told:#?}");
+    }
+}
