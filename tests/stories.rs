@@ -442,3 +442,42 @@ async fn a_daemon_that_is_told_to_stop_finishes_what_it_began() {
     world.assert_count("web", "create instance", 1);
     assert_eq!(world.status("web").stage, Stage::Provisioned);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_seen_is_asked_for_at_its_time_and_not_at_every_event() {
+    let world = World::start().await;
+    world.sim.set_blind(true);
+    world.request("web");
+    world
+        .until("a cause", |world| {
+            world.status("web").status.starts_with("looking for the instance")
+        })
+        .await;
+    sleep(Duration::from_secs(60)).await;
+    world.assert_count("web", "find instance", 1);
+    // The first write met Omni's own, its finalizer; the second stands.
+    world.assert_count("web", "status: ", 2);
+    world.sim.set_blind(false);
+    world
+        .until("PROVISIONED", |world| {
+            world.status("web").stage == Stage::Provisioned
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_omni_that_goes_before_a_creation_is_not_asked_in_a_circle() {
+    let mut world = World::start().await;
+    world.request("first");
+    world.settle().await;
+    world.request("web");
+    world.until_traced("web", "find instance").await;
+    world.kill_omni().await;
+    sleep(Duration::from_secs(30)).await;
+    world.assert_count("web", "create instance", 0);
+    world.assert_count("web", "find instance", 1);
+    world.start_omni();
+    world.settle().await;
+    assert_eq!(world.status("web").stage, Stage::Provisioned, "{world}");
+    world.assert_count("web", "create instance", 1);
+}

@@ -61,15 +61,17 @@ impl<C: Cloud> Engine<C> {
                 }
                 None => Outcome::Moved,
             },
-            Action::DestroyStatus => match (self.drained(pass).await, pass.status.clone()) {
-                (Ok(()), Some(status)) => {
-                    let outcome = self.destroy(pass, &self.stores.statuses, &status).await;
-                    pass.memory.ended |= outcome == Outcome::Done;
-                    outcome
+            Action::DestroyStatus => {
+                match (self.drained(pass, ActionKind::Omni).await, pass.status.clone()) {
+                    (Ok(()), Some(status)) => {
+                        let outcome = self.destroy(pass, &self.stores.statuses, &status).await;
+                        pass.memory.ended |= outcome == Outcome::Done;
+                        outcome
+                    }
+                    (Ok(()), None) => Outcome::Moved,
+                    (Err(outcome), _) => outcome,
                 }
-                (Ok(()), None) => Outcome::Moved,
-                (Err(outcome), _) => outcome,
-            },
+            }
             Action::DestroyMachineResource => self.destroy_machine_resource(pass).await,
             Action::RemoveFinalizer => self.remove_finalizer(pass).await,
         };
@@ -96,13 +98,15 @@ impl<C: Cloud> Engine<C> {
     }
 
     /// The fresh Get of T5 to T7: the status is gone, or tearing down without finalizers. Once seen, that holds.
-    pub(super) async fn drained(&self, pass: &mut Pass<'_, C>) -> Result<(), Outcome> {
+    ///
+    /// A read that fails counts as a failure of the action that needs it, and so delays that action.
+    pub(super) async fn drained(&self, pass: &mut Pass<'_, C>, action: ActionKind) -> Result<(), Outcome> {
         if pass.memory.drained {
             return Ok(());
         }
         let status = match read_afresh(&self.state, &self.stores.statuses, pass.key).await {
             Ok(status) => status,
-            Err(error) => return Err(self.failed(pass, ActionKind::Omni, meaning(error.kind), &error)),
+            Err(error) => return Err(self.failed(pass, action, meaning(error.kind), &error)),
         };
         let drained = status
             .as_ref()

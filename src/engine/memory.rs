@@ -10,7 +10,7 @@ use crate::machine::action::{ActionKind, Step};
 use crate::machine::desired::Parsed;
 use crate::machine::observed::{Created, Failure, Seen};
 
-/// A look at the instance, in every scope, without a failure.
+/// A look at the instance, in every scope.
 #[derive(Debug)]
 pub struct Looked<S> {
     /// What was seen.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tracing::warn;
+
 use crate::cloud::{Cloud, ErrorKind, Found, ImageKey, InstanceState, Timestamp};
 use crate::machine::action::Ask;
 use crate::machine::desired::Goal;
@@ -11,6 +13,7 @@ use crate::omni::kinds::{MachineRequestStatuses, MachineRequests};
 use crate::omni::{Kind, OmniError, Resource, Store};
 use crate::talos::patch;
 
+use super::imports::Chain;
 use super::memory::{Looked, Memory};
 use super::reconcile::{Engine, Next, Pass};
 use super::retry;
@@ -165,8 +168,11 @@ impl<C: Cloud> Engine<C> {
 
     /// Looks for the instance in every scope of *where*.
     async fn see_instance(&self, pass: &mut Pass<'_, C>, by_find: bool) {
-        let by_find = by_find || pass.memory.find_next;
         let now = self.clock.now();
+        if self.is_blind(pass, now) {
+            return;
+        }
+        let by_find = by_find || pass.memory.find_next;
         let patient = pass.seen.ran() && pass.memory.soon == 0;
         let mutated = pass.memory.mutated.unwrap_or_default();
         if !by_find && self.recall(pass, now, mutated) {
@@ -195,6 +201,12 @@ impl<C: Cloud> Engine<C> {
                     failed = true;
                     let wait = retry::wait(error.kind, pass.memory.blind.saturating_add(1));
                     self.health.cloud_failed(&error);
+                    if pass.memory.blind == 0 {
+                        warn!(%scope, kind = error.kind.label(), error = %Chain(&error), "cannot see the instance");
+                    }
+                    if matches!(pass.goal, Goal::TearDown { .. } | Goal::Gone { .. }) {
+                        self.health.stuck(pass.key, error.to_string());
+                    }
                     Seen::Unknown(Failure {
                         kind: error.kind,
                         cause: error.to_string(),
@@ -212,7 +224,7 @@ impl<C: Cloud> Engine<C> {
             0
         };
         pass.memory.find_next = failed;
-        pass.memory.looked = (!failed).then(|| Looked {
+        pass.memory.looked = Some(Looked {
             scopes: pass.seen.scopes.clone(),
             at: now,
         });
@@ -220,17 +232,28 @@ impl<C: Cloud> Engine<C> {
         self.compare_patches(pass);
     }
 
+    /// Whether the last look failed and its next try is not due: an event must not make us ask again and again.
+    fn is_blind(&self, pass: &mut Pass<'_, C>, now: Timestamp) -> bool {
+        let Some(looked) = &pass.memory.looked else {
+            return false;
+        };
+        let waits = looked
+            .scopes
+            .iter()
+            .any(|(_, seen)| matches!(seen, Seen::Unknown(failure) if failure.not_before > now));
+        let blind = waits && same_scopes(&looked.scopes, &pass.seen.scopes);
+        if blind {
+            pass.seen.scopes.clone_from(&looked.scopes);
+        }
+        blind
+    }
+
     /// Takes this process's own last look, where it is recent enough for what it showed; true if so.
     fn recall(&self, pass: &mut Pass<'_, C>, now: Timestamp, mutated: Timestamp) -> bool {
         let Some(looked) = &pass.memory.looked else {
             return false;
         };
-        let same = looked.scopes.len() == pass.seen.scopes.len()
-            && looked
-                .scopes
-                .iter()
-                .zip(&pass.seen.scopes)
-                .all(|(one, other)| one.0 == other.0);
+        let same = same_scopes(&looked.scopes, &pass.seen.scopes);
         let good_for = looked.scopes.iter().map(|(_, seen)| self.good_for(seen)).min();
         if !same || looked.at < mutated || now.since(looked.at) >= good_for.unwrap_or_default() {
             return false;
@@ -385,9 +408,13 @@ impl<C: Cloud> Engine<C> {
     }
 
     fn omni_unreadable(&self, error: &OmniError) -> Next {
-        tracing::warn!(%error, "cannot read from Omni");
+        warn!(%error, "cannot read from Omni");
         self.after(retry::wait(ErrorKind::Unavailable, 3))
     }
+}
+
+fn same_scopes<S: PartialEq>(one: &[(S, Seen)], other: &[(S, Seen)]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.0 == other.0)
 }
 
 /// Phase and hold of a resource. Teardown's answer says nothing of finalizers: until something newer is seen, they count as

@@ -177,7 +177,7 @@ impl<C: Cloud> Engine<C> {
         scope: &C::Scope,
         id: Option<String>,
     ) -> Outcome {
-        if let Err(outcome) = self.drained(pass).await {
+        if let Err(outcome) = self.drained(pass, ActionKind::Delete).await {
             return outcome;
         }
         let mut instance = self.instance(pass, scope);
@@ -218,11 +218,11 @@ impl<C: Cloud> Engine<C> {
     pub(super) async fn agreed(&self, pass: &mut Pass<'_, C>) -> Result<(), Outcome> {
         let request = match read_afresh(&self.state, &self.stores.requests, pass.key).await {
             Ok(request) => request,
-            Err(error) => return Err(self.failed(pass, ActionKind::Omni, meaning(error.kind), &error)),
+            Err(error) => return Err(self.failed(pass, ActionKind::Create, meaning(error.kind), &error)),
         };
         let status = match read_afresh(&self.state, &self.stores.statuses, pass.key).await {
             Ok(status) => status,
-            Err(error) => return Err(self.failed(pass, ActionKind::Omni, meaning(error.kind), &error)),
+            Err(error) => return Err(self.failed(pass, ActionKind::Create, meaning(error.kind), &error)),
         };
         let request_agrees = request
             .as_ref()

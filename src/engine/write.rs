@@ -33,7 +33,7 @@ impl<C: Cloud> Engine<C> {
     }
 
     pub(super) async fn remove_finalizer(&self, pass: &mut Pass<'_, C>) -> Outcome {
-        if let Err(outcome) = self.drained(pass).await {
+        if let Err(outcome) = self.drained(pass, ActionKind::Omni).await {
             return outcome;
         }
         let Some(request) = pass.request.clone() else {
@@ -150,7 +150,7 @@ impl<C: Cloud> Engine<C> {
     }
 
     pub(super) async fn destroy_machine_resource(&self, pass: &mut Pass<'_, C>) -> Outcome {
-        if let Err(outcome) = self.drained(pass).await {
+        if let Err(outcome) = self.drained(pass, ActionKind::Omni).await {
             return outcome;
         }
         let store = &self.stores.machine_resources;

@@ -24,7 +24,7 @@ use super::wire::cosi::{Event, EventType, WatchResponse};
 
 /// The waits between attempts to connect.
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a link has to last before its break counts as the first: a server that accepts and hangs up is
 /// not a good one.

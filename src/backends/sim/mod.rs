@@ -311,15 +311,15 @@ impl Sim {
             .after(instant.saturating_duration_since(self.epoch.1))
     }
 
-    /// A call: takes its time, asks the hook, takes effect, asks the hook again.
+    /// A call: asks the hook, takes its time, takes effect, asks the hook again.
     async fn call<T>(
         &self,
         verb: &'static str,
         on: &str,
         effect: impl FnOnce(&mut World, tokio::time::Instant) -> Result<T>,
     ) -> Result<T> {
-        sleep(self.pace.call).await;
         self.ask(verb, on, Moment::Before).await?;
+        sleep(self.pace.call).await;
         let result = {
             let mut world = self.lock();
             if world.blind {
