@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 #[cfg(feature = "oxide")]
 use crate::backends::oxide::{self, Oxide};
 use crate::cloud::schema::class_schema;
-use crate::cloud::{Cloud, ErrorKind, Guarded};
+use crate::cloud::{Cloud, ErrorKind, Guarded, Timestamp};
 #[cfg(feature = "oxide")]
 use crate::config::OxideConfig;
 use crate::config::{CloudConfig, Config};
@@ -47,6 +49,12 @@ pub struct Parts<C> {
     /// Intervals and deadlines.
     pub pace: Pace,
 }
+
+/// Signals that follow each other faster than this are one.
+const ONE_BREATH: Duration = Duration::from_secs(1);
+
+/// A key that expires within this time is warned about at the start.
+const KEY_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Why a provider stopped before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -227,7 +235,7 @@ pub async fn check(config: &Config) -> anyhow::Result<()> {
     let omni = omni(config)?;
     omni.who_am_i()
         .await
-        .context("Omni does not take us for what we should be")?;
+        .context("cannot act as this provider in Omni")?;
     omni.state
         .get::<InfraProviderStatuses>(omni.state.provider())
         .await
@@ -237,7 +245,7 @@ pub async fn check(config: &Config) -> anyhow::Result<()> {
         CloudConfig::Oxide(site) => oxide(site, config)?
             .check()
             .await
-            .context("the silo refuses us")?,
+            .context("cannot use the silo")?,
     }
     Ok(())
 }
@@ -250,7 +258,19 @@ fn omni(config: &Config) -> anyhow::Result<Omni> {
         ca_bundle: config.omni.ca_bundle.clone(),
         insecure: config.omni.insecure,
     };
-    Ok(Omni::new(&settings, Dial::Tcp)?)
+    let omni = Omni::new(&settings, Dial::Tcp)?;
+    let now = Timestamp::from(SystemTime::now());
+    if let Some(expires) = omni.signer.account().expires()
+        && expires < now.after(KEY_WARNING)
+    {
+        let days = expires.since(now).as_secs() / (24 * 3600);
+        let provider = &config.provider.id;
+        warn!(
+            days,
+            "the service account key expires soon: renew it with `omnictl infraprovider renewkey {provider}`"
+        );
+    }
+    Ok(omni)
 }
 
 #[cfg(feature = "oxide")]
@@ -295,6 +315,7 @@ fn heed_signals(stop: CancellationToken) -> std::io::Result<impl Future<Output =
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
+        let mut told: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -304,10 +325,12 @@ fn heed_signals(stop: CancellationToken) -> std::io::Result<impl Future<Output =
                     continue;
                 }
             }
-            if stop.is_cancelled() {
+            // A supervisor may tell the process and its group in one breath: that is once.
+            if told.is_some_and(|told| told.elapsed() > ONE_BREATH) {
                 warn!("told to stop twice: ending at once");
                 return;
             }
+            told.get_or_insert_with(Instant::now);
             stop.cancel();
         }
     })

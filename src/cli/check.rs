@@ -17,7 +17,10 @@ pub(super) fn check(flags: &Flags) -> ExitCode {
         complain(format_args!("warning: {warning}"));
     }
     match block_on(daemon::check(&loaded.config)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(())) => {
+            complain(format_args!("Omni and the cloud accept these settings"));
+            ExitCode::SUCCESS
+        }
         Ok(Err(error)) => failure(&error),
         Err(error) => failure(&anyhow::Error::new(error).context("cannot start the runtime")),
     }

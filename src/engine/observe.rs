@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::cloud::{Cloud, ErrorKind, Found, ImageKey, InstanceState, Timestamp};
+use crate::cloud::{Cloud, Found, ImageKey, InstanceState, Timestamp};
 use crate::machine::action::Ask;
 use crate::machine::desired::Goal;
 use crate::machine::observed::{Failure, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen};
@@ -13,6 +13,7 @@ use crate::omni::kinds::{MachineRequestStatuses, MachineRequests};
 use crate::omni::{Kind, OmniError, Resource, Store};
 use crate::talos::patch;
 
+use super::act::meaning;
 use super::imports::Chain;
 use super::memory::{Looked, Memory};
 use super::reconcile::{Engine, Next, Pass};
@@ -173,7 +174,8 @@ impl<C: Cloud> Engine<C> {
             return;
         }
         let by_find = by_find || pass.memory.find_next;
-        let patient = pass.seen.ran() && pass.memory.soon == 0;
+        let wanted = matches!(pass.goal, Goal::Run { .. } | Goal::Invalid { .. });
+        let patient = wanted && pass.seen.ran() && pass.memory.soon == 0;
         let mutated = pass.memory.mutated.unwrap_or_default();
         if !by_find && self.recall(pass, now, mutated) {
             return;
@@ -241,7 +243,9 @@ impl<C: Cloud> Engine<C> {
             .scopes
             .iter()
             .any(|(_, seen)| matches!(seen, Seen::Unknown(failure) if failure.not_before > now));
-        let blind = waits && same_scopes(&looked.scopes, &pass.seen.scopes);
+        let blind = waits
+            && looked.at >= pass.memory.mutated.unwrap_or_default()
+            && same_scopes(&looked.scopes, &pass.seen.scopes);
         if blind {
             pass.seen.scopes.clone_from(&looked.scopes);
         }
@@ -409,7 +413,7 @@ impl<C: Cloud> Engine<C> {
 
     fn omni_unreadable(&self, error: &OmniError) -> Next {
         warn!(%error, "cannot read from Omni");
-        self.after(retry::wait(ErrorKind::Unavailable, 3))
+        self.after(retry::wait(meaning(error.kind), 3))
     }
 }
 

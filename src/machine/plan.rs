@@ -8,7 +8,7 @@
 //!
 //! *Not here.* How long to wait after a failure (`engine/retry.rs`); the words (`machine/status.rs`).
 
-use crate::cloud::{ErrorKind, InstanceState, Scope, Timestamp};
+use crate::cloud::{ErrorKind, Instance, InstanceState, Scope, Timestamp};
 
 use super::action::{Action, ActionKind, Ask, Decision, Finding, Look, Plan, Reason, Step};
 use super::desired::Goal;
@@ -160,7 +160,7 @@ fn run<S: Scope>(
             }
             // R17
             if invalid.is_none()
-                && let Some(decision) = patches_wanted(seen, now)
+                && let Some(decision) = patches_wanted(seen, instance, now)
             {
                 return decision;
             }
@@ -297,9 +297,9 @@ fn claimed_scope<S: Scope>(class_scopes: &[S], seen: &Observed<S>) -> Claimed<S>
     }
 }
 
-/// R17: only where there is no machine resource, whose patches are the Go provider's.
-fn patches_wanted<S: Scope>(seen: &Observed<S>, now: Timestamp) -> Option<Decision<S>> {
-    if seen.machine_resource {
+/// R17: not for a machine that the Go provider made, whose patches are its own.
+fn patches_wanted<S: Scope>(seen: &Observed<S>, instance: &Instance, now: Timestamp) -> Option<Decision<S>> {
+    if seen.machine_resource && instance.mark.is_none() {
         return None;
     }
     for patch in &seen.patches {

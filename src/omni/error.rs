@@ -129,6 +129,8 @@ pub(super) fn meaning(call: Call, code: Code, message: &str) -> OmniErrorKind {
             Call::Read | Call::Management => Kind::Invalid,
         },
         Code::Unknown if message.contains(words::ETCD_TOO_LARGE) => Kind::TooLarge,
+        // So Omni 1.10.4 answers a teardown that meets another one.
+        Code::Unknown if message.contains(words::PHASE) => Kind::WrongPhase,
         Code::Unknown
             if words::MALFORMED
                 .iter()

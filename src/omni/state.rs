@@ -470,9 +470,11 @@ fn transport_words(status: &Status) -> String {
     let mut words = status.message().to_owned();
     if let Some(source) = std::error::Error::source(status) {
         let cause = chain(source);
-        if !words.contains(&cause) {
+        // tonic puts its own word before the chain, and the chain begins with the same.
+        let cause = cause.strip_prefix("transport error: ").unwrap_or(&cause);
+        if !words.contains(cause) {
             words.push_str(": ");
-            words.push_str(&cause);
+            words.push_str(cause);
         }
     }
     words
