@@ -207,6 +207,17 @@ impl Oxide {
         }
     }
 
+    /// Removes the scratch disks of an image that exists, once in the life of this process.
+    pub(super) async fn tidy_once(&self, scope: &Project, key: &ImageKey) {
+        if !lock(&self.tidied).insert((scope.clone(), key.clone())) {
+            return;
+        }
+        let name = image_name(key);
+        if let Err(error) = self.sweep(scope, &name, true).await {
+            tracing::warn!(%error, image = name, "scratch disks of earlier imports stay for now");
+        }
+    }
+
     async fn import_new(
         &self,
         scope: &Project,

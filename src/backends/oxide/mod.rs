@@ -12,7 +12,7 @@
 //!
 //! *Not here.* When to look again (`engine/retry.rs`), and the bytes of images (`engine/download.rs`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -88,6 +88,8 @@ pub struct Oxide {
     looks: Mutex<HashMap<Uuid, Look>>,
     /// Scratch disks that an import of this process is writing to right now.
     scratch: Mutex<Vec<String>>,
+    /// Images whose scratch disks this process has looked for; as many as there are images in use.
+    tidied: Mutex<HashSet<(Project, ImageKey)>>,
 }
 
 impl fmt::Debug for Oxide {
@@ -114,6 +116,7 @@ impl Oxide {
             provider: settings.provider_id.clone(),
             looks: Mutex::default(),
             scratch: Mutex::default(),
+            tidied: Mutex::default(),
         })
     }
 
@@ -275,8 +278,14 @@ impl Cloud for Oxide {
     }
 
     /// One call; two where the project has no such image.
+    /// The first time that this process finds an image, it also removes the scratch disks of imports that were cut off after the
+    /// image was made: no import of it would come any more that could.
     async fn find_image(&self, scope: &Project, key: &ImageKey) -> Result<Option<ImageRef>> {
-        self.image(scope, key).await
+        let found = self.image(scope, key).await?;
+        if found.is_some() {
+            self.tidy_once(scope, key).await;
+        }
+        Ok(found)
     }
 
     async fn import_image(

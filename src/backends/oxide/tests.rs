@@ -300,6 +300,8 @@ async fn a_machine_goes_up_and_down_in_few_calls() {
     assert_eq!(oxide.find_instance(&web).await.unwrap(), Found::Nothing);
     note(&mut world, "nothing");
     oxide.find_image(&web.scope, &key()).await.unwrap().unwrap();
+    note(&mut world, "image, for the first time");
+    oxide.find_image(&web.scope, &key()).await.unwrap().unwrap();
     note(&mut world, "image");
     oxide.create_instance(&spec).await.unwrap();
     note(&mut world, "create");
@@ -325,6 +327,7 @@ async fn a_machine_goes_up_and_down_in_few_calls() {
     world.nothing_but_images();
     expect_test::expect![[r#"
         nothing: 1 disk_list, 1 instance_view
+        image, for the first time: 1 disk_list, 1 image_view
         image: 1 image_view
         create: 1 instance_create
         start: 1 instance_start
@@ -1005,6 +1008,27 @@ async fn an_import_that_is_cut_off_anywhere_can_be_repeated() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn what_an_import_left_after_its_image_was_made_goes_when_the_image_is_found() {
+    let world = World::start().await;
+    let image = world.image().await;
+    world
+        .api
+        .plant_disk(
+            PROJECT,
+            "imp-44444444-aaaaaaaa",
+            &mark::describe_import("oxide", IMAGE),
+            types::DiskState::Detached,
+        )
+        .unwrap();
+    let found = world.oxide.find_image(&project(), &key()).await.unwrap();
+    assert_eq!(found, Some(image));
+    assert!(world.api.disks(PROJECT).is_empty());
+    let calls = world.api.called("disk_list");
+    world.oxide.find_image(&project(), &key()).await.unwrap();
+    assert_eq!(world.api.called("disk_list"), calls);
 }
 
 #[tokio::test]
