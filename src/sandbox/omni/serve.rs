@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tonic::codec::CompressionEncoding::Gzip;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
@@ -89,13 +90,21 @@ impl Omni {
                 accepted.map(|stream| Breakable::new(&wrapping, Either::Accepted(stream)))
             });
             let service = Service::new(omni.clone(), life);
+            // Upstream's Go client compresses every request.
             let server = Server::builder()
                 .add_service(
                     StateServer::new(service.clone())
                         .max_decoding_message_size(MAX_MESSAGE)
-                        .max_encoding_message_size(MAX_MESSAGE),
+                        .max_encoding_message_size(MAX_MESSAGE)
+                        .accept_compressed(Gzip)
+                        .send_compressed(Gzip),
                 )
-                .add_service(ManagementServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE))
+                .add_service(
+                    ManagementServiceServer::new(service)
+                        .max_decoding_message_size(MAX_MESSAGE)
+                        .accept_compressed(Gzip)
+                        .send_compressed(Gzip),
+                )
                 .serve_with_incoming(futures_util::stream::select(dialled, accepted));
             tokio::select! {
                 served = server => {
