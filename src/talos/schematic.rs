@@ -1,11 +1,9 @@
-//! Decides what an image is made of: a request's wishes and its cloud's needs become one canonical schematic
-//! text.
+//! Decides what an image is made of: a request's wishes and its cloud's needs become one canonical schematic text.
 //!
-//! *Not here*: the schematic's ID is the factory's to give (an Enterprise factory adds an owner, which
-//! changes it). The hash of our text is only a key under which the returned ID is remembered. Join parameters
-//! are in no schematic: they travel as user data, so that one image serves all machines.
+//! *Not here*: the schematic's ID is the factory's to give (an Enterprise factory adds an owner, which changes it). The hash of
+//! our text is only a key under which the returned ID is remembered. Join parameters are in no schematic: they travel as user
+//! data, so that one image serves all machines.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
@@ -21,8 +19,8 @@ pub struct Schematic {
 }
 
 impl Schematic {
-    /// The schematic of a request on a cloud: the request's kernel arguments sorted, then the cloud's own in
-    /// their order; extensions of both, each once, sorted; META values and overlay as requested.
+    /// The schematic of a request on a cloud: the request's kernel arguments sorted, then the cloud's own in their order; the
+    /// request's extensions and those of the cloud that are not among them, sorted; META values and overlay as requested.
     ///
     /// # Errors
     ///
@@ -31,12 +29,14 @@ impl Schematic {
         let mut kernel_args: Vec<&str> = request.kernel_args.iter().map(String::as_str).collect();
         kernel_args.sort_unstable();
         kernel_args.extend(boot.kernel_args.iter().map(String::as_str));
-        let extensions: BTreeSet<&str> = request
-            .extensions
-            .iter()
-            .chain(&boot.extensions)
-            .map(String::as_str)
-            .collect();
+        // What the request names twice stays there twice: the Go library's text, and with it the factory's ID, has it so.
+        let mut extensions: Vec<&str> = request.extensions.iter().map(String::as_str).collect();
+        for extension in &boot.extensions {
+            if !extensions.contains(&extension.as_str()) {
+                extensions.push(extension);
+            }
+        }
+        extensions.sort_unstable();
         if let Some((key, _)) = request.meta_values.iter().find(|(key, _)| *key > 0xff) {
             return Err(format!("META key {key} of the machine request is above 255"));
         }
@@ -86,16 +86,14 @@ impl Schematic {
         &self.yaml
     }
 
-    /// Lower-case hex SHA-256 of the text. A factory without accounts gives this very ID; none is relied on
-    /// to.
+    /// Lower-case hex SHA-256 of the text. A factory without accounts gives this very ID; none is relied on to.
     #[must_use]
     pub fn input_hash(&self) -> String {
         hex::encode(Sha256::digest(self.yaml.as_bytes()))
     }
 }
 
-/// Appends one line, or several for a block scalar. A block that keeps its last empty lines brings their ends
-/// along.
+/// Appends one line, or several for a block scalar. A block that keeps its last empty lines brings their ends along.
 fn line(yaml: &mut String, lead: &str, value: &str, indent: usize) {
     yaml.push_str(lead);
     yaml.push_str(&scalar(value, indent));
@@ -165,8 +163,7 @@ mod tests {
             "ee21ef4a5ef808a9b7484cc0dda0f25075021691c8c09a276591eedb638ea1f9"
         );
 
-        // The join arguments of the Go library's test, which we would never put here: URLs and brackets are
-        // written as Go does.
+        // The join arguments of the Go library's test, which we would never put here: URLs and brackets are written as Go does.
         let join = schematic(&args(&[
             "siderolink.api=http://127.0.0.1:8099?jointoken=v2%3AeyJleHRyYV9kYXRhIjp7Im9tbmkuc2lkZXJvLmRldi9pbmZyYS1\
              wcm92aWRlci1pZCI6InRlc3QifSwic2lnbmF0dXJlIjoiWTNpZ285V2xJSVZOWWpXZmgyWlg5NnpnWW5UQjlwWTI3ZEJaVnJwNDJ\
@@ -234,8 +231,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         use proptest::prelude::*;
-        let text = "[ -~\n\t:#'\"\u{e9}\u{2028}\u{1f600}-]{0,12}";
-        proptest!(|(values in proptest::collection::vec(text, 1..5))| {
+        proptest!(|(values in proptest::collection::vec("[ -~\n\t:#'\"\u{e9}\u{2028}\u{1f600}-]{0,12}", 1..5))| {
             let request = MachineRequestSpec {
                 meta_values: values.iter().map(|value| (10, value.clone())).collect(),
                 ..MachineRequestSpec::default()
