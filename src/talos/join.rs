@@ -6,13 +6,15 @@
 //! same machine is the same.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
+use serde::Deserialize;
 use sha2::Sha256;
-use url::Url;
 
+use super::scalar::scalar;
 use crate::secret::Secret;
 
 /// Omni's end of the SideroLink network: the first address of a prefix that is the same for all.
@@ -50,9 +52,12 @@ pub enum JoinError {
     /// No token.
     #[error("Omni gave no join token")]
     NoToken,
+    /// A token that is encoded already, but not by Omni.
+    #[error("Omni's join token is of no kind that is known")]
+    BadToken,
     /// No usable URL.
     #[error("Omni's machine API URL cannot be used: {0}")]
-    BadUrl(String),
+    BadUrl(&'static str),
     /// No usable port of the event sink.
     #[error("Omni's events port {0} is none")]
     EventsPort(i32),
@@ -127,7 +132,7 @@ impl JoinParams {
         Ok(Secret::new(format!(
             "apiVersion: v1alpha1\n\
              kind: SideroLinkConfig\n\
-             apiUrl: {url}\n\
+             apiUrl: {}\n\
              ---\n\
              apiVersion: v1alpha1\n\
              kind: EventSinkConfig\n\
@@ -136,7 +141,8 @@ impl JoinParams {
              apiVersion: v1alpha1\n\
              kind: KmsgLogConfig\n\
              name: omni-kmsg\n\
-             url: tcp://{OMNI}:{logs}\n"
+             url: tcp://{OMNI}:{logs}\n",
+            scalar(url, 2)
         )))
     }
 
@@ -153,7 +159,11 @@ fn encode_token(raw: &str, version: u8, extra: &BTreeMap<&str, &str>) -> Result<
     if raw.is_empty() {
         return Err(JoinError::NoToken);
     }
-    if extra.is_empty() || raw.starts_with("v1:") || raw.starts_with("v2:") {
+    if let Some(encoded) = raw.strip_prefix("v1:").or_else(|| raw.strip_prefix("v2:")) {
+        check_encoded(encoded).ok_or(JoinError::BadToken)?;
+        return Ok(raw.to_owned());
+    }
+    if extra.is_empty() {
         return Ok(raw.to_owned());
     }
     if !matches!(version, 1 | 2) {
@@ -172,6 +182,22 @@ fn encode_token(raw: &str, version: u8, extra: &BTreeMap<&str, &str>) -> Result<
     Ok(format!("v{version}:{}", STANDARD.encode(json)))
 }
 
+/// What an encoded token holds.
+#[derive(Deserialize)]
+struct Encoded {
+    #[serde(rename = "extra_data")]
+    _extra: Option<BTreeMap<String, String>>,
+    signature: Option<String>,
+}
+
+/// A machine with a token that nobody can read would boot, and never join.
+fn check_encoded(encoded: &str) -> Option<()> {
+    let json = STANDARD.decode(encoded).ok()?;
+    let token: Encoded = serde_json::from_slice(&json).ok()?;
+    STANDARD.decode(token.signature.unwrap_or_default()).ok()?;
+    Some(())
+}
+
 /// A JSON string as Go's encoder writes it: safe inside HTML.
 fn go_json(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
@@ -185,22 +211,27 @@ fn go_json(text: &str) -> String {
 }
 
 /// Adds token and tunnel to the query of the URL, which is then sorted by key; everything else stays as it
-/// is.
+/// is. Upstream's programs would spell some URLs in another way than Omni says them: those are refused.
 fn join_url(api_url: &str, token: &str, tunnel: bool) -> Result<String> {
-    // Parsed only to be checked: a parsed URL would come back with a path where there was none.
-    let parsed = Url::parse(api_url).map_err(|error| JoinError::BadUrl(error.to_string()))?;
-    if parsed.host_str().is_none_or(str::is_empty) {
-        return Err(JoinError::BadUrl("it names no host".to_owned()));
-    }
-    let (rest, fragment) = match api_url.split_once('#') {
-        Some((rest, fragment)) => (rest, Some(fragment)),
-        None => (api_url, None),
-    };
+    let (rest, fragment) = api_url.split_once('#').unwrap_or((api_url, ""));
     let (base, query) = rest.split_once('?').unwrap_or((rest, ""));
+    check_base(base).map_err(JoinError::BadUrl)?;
+    check_text(query, None).map_err(JoinError::BadUrl)?;
+    check_text(fragment, Some("!$&'()*+,;=:@/?[]")).map_err(JoinError::BadUrl)?;
     let mut pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes())
         .into_owned()
-        .filter(|(key, _)| key != "jointoken" && !(tunnel && key == "grpc_tunnel"))
         .collect();
+    if pairs.iter().any(|(key, _)| key == "jointoken") {
+        return Err(JoinError::BadUrl("it has a join token already"));
+    }
+    // What the parser puts where an escape is no text.
+    if query.contains('%')
+        && pairs
+            .iter()
+            .any(|(key, value)| format!("{key}{value}").contains('\u{fffd}'))
+    {
+        return Err(JoinError::BadUrl("its query has an escape that is no text"));
+    }
     pairs.push(("jointoken".to_owned(), token.to_owned()));
     if tunnel {
         pairs.push(("grpc_tunnel".to_owned(), "true".to_owned()));
@@ -212,11 +243,77 @@ fn join_url(api_url: &str, token: &str, tunnel: bool) -> Result<String> {
         .map(|(key, value)| format!("{}={}", go_query(key), go_query(value)))
         .collect();
     let mut out = format!("{base}?{}", query.join("&"));
-    if let Some(fragment) = fragment {
+    if !fragment.is_empty() {
         out.push('#');
         out.push_str(fragment);
     }
     Ok(out)
+}
+
+/// Scheme, host and path of a URL.
+fn check_base(base: &str) -> std::result::Result<(), &'static str> {
+    let (scheme, rest) = base
+        .split_once("://")
+        .ok_or("it is not written as scheme://host:port")?;
+    let scheme_is_good = scheme.starts_with(|char: char| char.is_ascii_lowercase())
+        && scheme
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'-' | b'.'));
+    if !scheme_is_good {
+        return Err("its scheme is not one in lower case");
+    }
+    let end = rest.find('/').unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest.split_once(']').ok_or("its IPv6 address has no end")?;
+            if address.parse::<Ipv6Addr>().is_err() {
+                return Err("its IPv6 address is none");
+            }
+            (address, port)
+        }
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~' | b':');
+    if host.is_empty() || !host.bytes().all(is_host) {
+        return Err("its host is not a name or address");
+    }
+    let port_is_good = port.is_empty()
+        || port.strip_prefix(':').is_some_and(|digits| {
+            digits.is_empty()
+                || digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok()
+        });
+    if !port_is_good {
+        return Err("its port is none");
+    }
+    check_text(path, Some("!$&'()*+,;=:@/[]"))
+}
+
+/// Whether part of a URL reads the same whoever writes it anew: of a path or fragment these characters, letters and digits
+/// alone; of a query everything, but its escapes have to make text, and semicolons mean nothing to Go.
+fn check_text(part: &str, allowed: Option<&str>) -> std::result::Result<(), &'static str> {
+    let mut rest = part;
+    while let Some(char) = rest.chars().next() {
+        rest = rest.get(char.len_utf8()..).unwrap_or_default();
+        let good = match char {
+            '%' => {
+                let digits = rest.get(..2);
+                rest = rest.get(2..).unwrap_or_default();
+                digits.is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+            }
+            char if char.is_ascii_control() => false,
+            char => match allowed {
+                None => char != ';',
+                Some(allowed) => {
+                    char.is_ascii_alphanumeric() || "-_.~".contains(char) || allowed.contains(char)
+                }
+            },
+        };
+        if !good {
+            return Err("it has characters that have to be escaped, or an escape that is none");
+        }
+    }
+    Ok(())
 }
 
 /// A query component as Go escapes it.
@@ -288,7 +385,7 @@ mod tests {
 
     #[test]
     fn an_encoded_token_passes_through() {
-        for token in ["v1:abc=", "v2:abc="] {
+        for token in [OF_REQUEST, &OF_PROVIDER.replacen("v2", "v1", 1)] {
             let params = JoinParams {
                 token: Secret::new(token),
                 ..params()
@@ -298,6 +395,17 @@ mod tests {
                 params.url().unwrap().expose(),
                 format!("http://127.0.0.1:8099?jointoken={}", escaped(token))
             );
+        }
+    }
+
+    #[test]
+    fn what_only_looks_like_an_encoded_token_is_refused() {
+        for token in ["v1:", "v2:abc=", "v2:W10=", "v2:eyJzaWduYXR1cmUiOiItIn0="] {
+            let params = JoinParams {
+                token: Secret::new(token),
+                ..params()
+            };
+            assert_eq!(params.token(), Err(JoinError::BadToken), "{token}");
         }
     }
 
@@ -322,9 +430,9 @@ mod tests {
                 "https://Omni/a/b?a=x+y&a=%2F&jointoken=abcd&z=1",
             ),
             (
-                "https://omni?jointoken=old&grpc_tunnel=no",
+                "https://[2001:db8::1]:8090/%2f?grpc_tunnel=no#x",
                 true,
-                "https://omni?grpc_tunnel=true&jointoken=abcd",
+                "https://[2001:db8::1]:8090/%2f?grpc_tunnel=no&grpc_tunnel=true&jointoken=abcd#x",
             ),
             ("https://omni?~=*", false, "https://omni?jointoken=abcd&~=%2A"),
         ] {
@@ -333,6 +441,49 @@ mod tests {
         assert_eq!(
             join_url("https://omni", "v2:a+b/c=", false),
             Ok("https://omni?jointoken=v2%3Aa%2Bb%2Fc%3D".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_url_that_go_would_spell_in_another_way_is_refused() {
+        for url in [
+            "",
+            "omni:8090",
+            "HTTPS://omni",
+            "https://",
+            "https://user@omni",
+            "https://bücher",
+            "https://[fe80::1%25eth0]",
+            "https://[::1",
+            "https://omni:http",
+            "https://omni:65536",
+            "https://a:b:1",
+            "https://omni/a b",
+            "https://omni/%2",
+            "https://omni/ü",
+            "https://omni?a;b",
+            "https://omni?a=%",
+            "https://omni?a=%ff",
+            "https://omni?jointoken=old",
+            "https://omni#ü",
+            "https://omni\n",
+        ] {
+            let refused = join_url(url, "abcd", false);
+            assert!(matches!(refused, Err(JoinError::BadUrl(_))), "{url}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_yaml_would_misread_is_quoted() {
+        let params = JoinParams {
+            api_url: "https://omni#a:".into(),
+            ..params()
+        };
+        let documents = params.documents().unwrap();
+        let line = documents.expose().lines().nth(2).unwrap();
+        assert_eq!(
+            line,
+            format!("apiUrl: 'https://omni?jointoken={}#a:'", escaped(OF_PROVIDER))
         );
     }
 
@@ -407,7 +558,7 @@ url: tcp://[fdae:41e4:649b:9303::1]:8092
             (|params| params.token_version = 3, JoinError::TokenVersion(3)),
             (
                 |params| params.api_url.clear(),
-                JoinError::BadUrl("relative URL without a base".into()),
+                JoinError::BadUrl("it is not written as scheme://host:port"),
             ),
         ];
         for (spoil, error) in cases {
