@@ -106,7 +106,11 @@ impl ServiceAccount {
             expires: lifetime(&key).map(|lifetime| created.after(lifetime)),
             key,
         };
-        account.sign(b"").map_err(|_| KeyError::CannotSign)?;
+        // A damaged key may still sign, with signatures that nobody accepts.
+        let signature = account.detached(b"").map_err(|_| KeyError::CannotSign)?;
+        signature
+            .verify(account.key.primary_key.public_key(), b"")
+            .map_err(|_| KeyError::BadKey)?;
         Ok(account)
     }
 
@@ -181,14 +185,17 @@ impl ServiceAccount {
 
     /// A binary, detached OpenPGP signature, in base64.
     fn sign(&self, payload: &[u8]) -> Result<String, pgp::errors::Error> {
-        let signature = DetachedSignature::sign_binary_data(
+        Ok(STANDARD.encode(self.detached(payload)?.to_bytes()?))
+    }
+
+    fn detached(&self, payload: &[u8]) -> Result<DetachedSignature, pgp::errors::Error> {
+        DetachedSignature::sign_binary_data(
             OsRng,
             &self.key.primary_key,
             &Password::empty(),
             HashAlgorithm::Sha512,
             payload,
-        )?;
-        Ok(STANDARD.encode(signature.to_bytes()?))
+        )
     }
 }
 
@@ -206,7 +213,7 @@ impl fmt::Debug for ServiceAccount {
 fn armour(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 1);
     for line in text.trim().lines() {
-        out.push_str(line.trim_end());
+        out.push_str(line.trim());
         out.push('\n');
     }
     out
@@ -405,6 +412,7 @@ mod tests {
             plain.clone(),
             plain.trim_end().to_owned(),
             plain.replace('\n', "\r\n"),
+            plain.replace('\n', "\n  "),
             format!("\n\n{plain}\n\n"),
             without_checksum,
         ] {
@@ -453,6 +461,24 @@ mod tests {
             Duration::from_secs(30)
         );
         assert_eq!(key!("go-api-signature-never-expires.txt").expires(), None);
+    }
+
+    #[test]
+    fn a_key_whose_halves_do_not_belong_together_is_refused() {
+        // Of a version 4 key in the old format: two bytes of header, six of version, time and algorithm, ten of the curve, two
+        // of length; then the public half.
+        const PUBLIC: std::ops::Range<usize> = 21..53;
+        let bytes = key(None).to_bytes().unwrap();
+        for place in PUBLIC {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 1;
+            let armoured = format!(
+                "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n{}\n-----END PGP PRIVATE KEY BLOCK-----\n",
+                STANDARD.encode(damaged)
+            );
+            let read = ServiceAccount::parse(&wrap("oxide", &armoured));
+            assert_eq!(read.err(), Some(KeyError::BadKey), "byte {place}");
+        }
     }
 
     #[test]
