@@ -25,12 +25,18 @@ const MAX_DATA_DISKS: usize = 11;
 const MAX_INTERFACES: usize = 8;
 /// Longest name of anything on Oxide, in bytes.
 pub(super) const MAX_NAME: usize = 63;
+/// A name, as far as a pattern can tell: that it is no ID is checked here alone. Go's expressions have no look-ahead.
+const NAME: &str = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$";
+/// A name or an ID.
+const NAME_OR_ID: &str =
+    "^([a-z]([a-z0-9-]{0,61}[a-z0-9])?|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})$";
 
 /// A machine class: the provider data of one kind of instance.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OxideClass {
     /// Oxide project where machines are created: its name or ID.
+    #[schemars(regex(pattern = NAME_OR_ID))]
     pub project: String,
     /// Number of vCPUs of the machine.
     #[serde(default = "default_cpus")]
@@ -59,6 +65,7 @@ pub struct OxideClass {
     pub cpu_platform: CpuPlatform,
     /// Anti-affinity groups that the machine joins: names or IDs. They must exist.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[schemars(inner(regex(pattern = NAME_OR_ID)))]
     pub anti_affinity_groups: Vec<String>,
     /// Jumbo frames on the primary network interface. The rack's operator must have allowed them.
     #[serde(default, deserialize_with = "null_is_default")]
@@ -97,8 +104,10 @@ pub struct Interface {
     /// Which kinds of IP address the interface gets.
     pub ip_config: IpConfig,
     /// Name of the VPC subnet.
+    #[schemars(regex(pattern = NAME))]
     pub subnet_name: String,
     /// Name of the VPC, the same for all interfaces.
+    #[schemars(regex(pattern = NAME))]
     pub vpc_name: String,
 }
 
