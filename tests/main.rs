@@ -11,3 +11,4 @@ mod house;
 mod planner;
 mod stories;
 mod support;
+mod upstream;

@@ -4,6 +4,8 @@
     reason = "a test's runtime ends with the test, and all its tasks with it"
 )]
 
+pub(crate) mod peer;
+pub(crate) mod sandbox;
 pub(crate) mod world;
 
 pub(crate) use world::World;
