@@ -307,7 +307,9 @@ impl State {
             id: None,
             options: Some(WatchOptions {
                 bootstrap_contents: bookmark.is_none(),
-                aggregated: true,
+                // Or all there is, and all that was missed, would come as one message each: above the limit it
+                // would be refused, each time anew.
+                aggregated: false,
                 start_from_bookmark: bookmark,
                 ..WatchOptions::default()
             }),
