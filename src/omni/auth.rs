@@ -11,14 +11,20 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use http::HeaderMap;
+use http::header::DATE;
 use pgp::composed::{Deserializable, DetachedSignature, SignedSecretKey};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::ser::Serialize;
 use pgp::types::{KeyDetails, Password};
 use rand::rngs::OsRng;
 use serde::Deserialize;
+use tokio::time::timeout;
+use tonic::body::Body;
 use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
 use tonic::{GrpcMethod, Request, Status};
+use tower::ServiceExt;
 
 use super::kinds::wire_moment;
 use crate::cloud::Timestamp;
@@ -32,6 +38,9 @@ const NAME_PREFIX: &str = "infra-provider:";
 
 /// How far Omni lets a clock be off.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
+
+/// How long an explanation may wait for Omni's clock: it is better without than late.
+const CLOCK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a service account key cannot be used. Names the setting, never shows the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -249,9 +258,9 @@ fn date(moment: Timestamp) -> String {
     wire_moment(Timestamp(moment.0 / 1000 * 1000)).to_string()
 }
 
-/// Omni's clock in an answer, if it or the proxy before it told the time.
-pub(super) fn server_date(status: &Status) -> Option<Timestamp> {
-    let date = status.metadata().get("date")?.to_str().ok()?;
+/// The time of an answer, if Omni or the proxy before it told it.
+fn server_date(headers: &HeaderMap) -> Option<Timestamp> {
+    let date = headers.get(DATE)?.to_str().ok()?;
     httpdate::parse_http_date(date).ok().map(Timestamp::from)
 }
 
@@ -260,14 +269,34 @@ pub(super) fn server_date(status: &Status) -> Option<Timestamp> {
 pub struct Signer {
     account: Arc<RwLock<Arc<ServiceAccount>>>,
     provider: MetadataValue<Ascii>,
+    omni: Channel,
 }
 
 impl Signer {
-    pub(super) fn new(account: ServiceAccount, provider: MetadataValue<Ascii>) -> Self {
+    pub(super) fn new(account: ServiceAccount, provider: MetadataValue<Ascii>, omni: Channel) -> Self {
         Self {
             account: Arc::new(RwLock::new(Arc::new(account))),
             provider,
+            omni,
         }
+    }
+
+    /// Why Omni may have refused a signature: it never says. Asks Omni for the time, where its answer does not
+    /// tell.
+    pub(super) async fn explain(&self, refused: &Status) -> String {
+        let server = match server_date(refused.metadata().as_ref()) {
+            Some(date) => Some(date),
+            None => self.server_time().await,
+        };
+        self.account().explain(SystemTime::now().into(), server)
+    }
+
+    /// Omni's clock. Answers of its gRPC side carry no date, because grpc-go takes it out; those of its web side
+    /// do, and need no signature.
+    pub async fn server_time(&self) -> Option<Timestamp> {
+        let request = http::Request::head("/").body(Body::empty()).ok()?;
+        let answer = timeout(CLOCK_DEADLINE, self.omni.clone().oneshot(request)).await;
+        server_date(answer.ok()?.ok()?.headers())
     }
 
     /// The account whose key signs right now.
@@ -342,6 +371,7 @@ mod tests {
     use pgp::packet::{SignatureConfig, SignatureType, Subpacket, SubpacketData};
     use pgp::types::Tag;
     use tonic::service::Interceptor;
+    use tonic::transport::Endpoint;
 
     use super::*;
 
@@ -382,6 +412,11 @@ mod tests {
             user.signatures = vec![signature];
         }
         key
+    }
+
+    /// Where no Omni is.
+    fn nowhere() -> Channel {
+        Endpoint::from_static("http://[::1]:1").connect_lazy()
     }
 
     fn wrap(name: &str, armoured: &str) -> Secret {
@@ -514,12 +549,12 @@ mod tests {
         assert_eq!(account.expires(), Some(account.created().after(DAY * 365)));
     }
 
-    #[test]
-    fn a_signed_call_carries_what_the_server_verifies() {
+    #[tokio::test]
+    async fn a_signed_call_carries_what_the_server_verifies() {
         let account = account(None);
         let public = account.key.to_public_key();
         let fingerprint = account.fingerprint.clone();
-        let mut signer = Signer::new(account, MetadataValue::from_static("oxide"));
+        let mut signer = Signer::new(account, MetadataValue::from_static("oxide"), nowhere());
 
         let mut request = Request::new(());
         request
@@ -551,15 +586,15 @@ mod tests {
         assert_eq!(signature.signature.hash_alg(), Some(HashAlgorithm::Sha512));
     }
 
-    #[test]
-    fn a_call_without_a_method_is_not_sent() {
-        let mut signer = Signer::new(account(None), MetadataValue::from_static("oxide"));
+    #[tokio::test]
+    async fn a_call_without_a_method_is_not_sent() {
+        let mut signer = Signer::new(account(None), MetadataValue::from_static("oxide"), nowhere());
         assert!(signer.call(Request::new(())).is_err());
     }
 
-    #[test]
-    fn a_replaced_key_signs_for_every_clone() {
-        let signer = Signer::new(account(None), MetadataValue::from_static("oxide"));
+    #[tokio::test]
+    async fn a_replaced_key_signs_for_every_clone() {
+        let signer = Signer::new(account(None), MetadataValue::from_static("oxide"), nowhere());
         let clone = signer.clone();
         let new = account(None);
         let fingerprint = new.fingerprint.clone();
@@ -598,16 +633,17 @@ mod tests {
     #[test]
     fn the_servers_clock_is_read_from_its_answer() {
         let mut status = Status::unauthenticated("invalid signature");
-        assert_eq!(server_date(&status), None);
+        assert_eq!(server_date(status.metadata().as_ref()), None);
         let date = MetadataValue::from_static("Tue, 14 Nov 2023 22:13:20 GMT");
         status.metadata_mut().insert("date", date);
-        assert_eq!(server_date(&status), Some(Timestamp(1_700_000_000_000)));
+        let told = server_date(status.metadata().as_ref());
+        assert_eq!(told, Some(Timestamp(1_700_000_000_000)));
         assert_eq!(super::date(Timestamp(1_700_000_000_123)), "2023-11-14T22:13:20Z");
     }
 
-    #[test]
-    fn a_debug_print_shows_no_key() {
-        let signer = Signer::new(account(None), MetadataValue::from_static("oxide"));
+    #[tokio::test]
+    async fn a_debug_print_shows_no_key() {
+        let signer = Signer::new(account(None), MetadataValue::from_static("oxide"), nowhere());
         let print = format!("{signer:?}");
         assert!(
             print.contains("fingerprint") && !print.to_lowercase().contains("secret"),

@@ -141,7 +141,7 @@ impl Channels {
     /// Checks the settings and prepares the channels; connects to nothing yet. Needs a tokio runtime.
     pub(super) fn new(settings: &Settings, dial: &Dial) -> Result<Self, SettingsError> {
         let provider = provider_header(&settings.provider_id)?;
-        let signer = Signer::new(ServiceAccount::parse(&settings.key)?, provider);
+        let account = ServiceAccount::parse(&settings.key)?;
         let target = Target::parse(&settings.endpoint)?;
         let roots = Roots::needed(settings, dial, &target);
         let tls = tls_config(settings.ca_bundle.as_deref(), roots)?;
@@ -157,15 +157,12 @@ impl Channels {
                 Connector::Tcp(Arc::new(tcp))
             }
         };
-        let open = || -> Result<Signed, SettingsError> {
-            Ok(InterceptedService::new(
-                target.open(connector.clone())?,
-                signer.clone(),
-            ))
-        };
+        let calls = target.open(connector.clone())?;
+        let watches = target.open(connector)?;
+        let signer = Signer::new(account, provider, calls.clone());
         Ok(Self {
-            calls: open()?,
-            watches: open()?,
+            calls: InterceptedService::new(calls, signer.clone()),
+            watches: InterceptedService::new(watches, signer.clone()),
             signer,
             factory,
         })

@@ -13,7 +13,7 @@ use rand::Rng;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, debug, debug_span};
 
-use super::auth::{Signer, server_date};
+use super::auth::Signer;
 use super::channel::{Channels, MESSAGE_LIMIT, Signed, chain};
 use super::error::{Call, OmniError, OmniErrorKind, meaning, one_line};
 use super::kinds::{Kind, LABEL_PROVIDER};
@@ -330,7 +330,7 @@ impl State {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(status)) => Err(WatchError {
                 refused_precondition: status.code() == tonic::Code::FailedPrecondition,
-                error: attempt.failed(&status),
+                error: attempt.failed(&status).await,
             }),
             Err(_) => Err(WatchError {
                 refused_precondition: false,
@@ -340,8 +340,8 @@ impl State {
     }
 
     /// What a broken watch means.
-    pub(super) fn watch_error<K: Kind>(&self, status: &Status) -> OmniError {
-        self.attempt::<K>(Call::Read, "watch", "").failed(status)
+    pub(super) async fn watch_error<K: Kind>(&self, status: &Status) -> OmniError {
+        self.attempt::<K>(Call::Read, "watch", "").failed(status).await
     }
 
     fn attempt<K: Kind>(&self, call: Call, verb: &'static str, id: &str) -> Attempt {
@@ -396,7 +396,7 @@ impl Attempt {
     ) -> Result<T> {
         match tokio::time::timeout(DEADLINE, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.failed(&status)),
+            Ok(Err(status)) => Err(self.failed(&status).await),
             Err(_) => Err(self.late()),
         }
     }
@@ -404,7 +404,7 @@ impl Attempt {
     async fn message<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>> {
         match tokio::time::timeout(DEADLINE, stream.message()).await {
             Ok(Ok(message)) => Ok(message),
-            Ok(Err(status)) => Err(self.failed(&status)),
+            Ok(Err(status)) => Err(self.failed(&status).await),
             Err(_) => Err(self.late()),
         }
     }
@@ -440,12 +440,11 @@ impl Attempt {
         )
     }
 
-    fn failed(&self, status: &Status) -> OmniError {
+    async fn failed(&self, status: &Status) -> OmniError {
         let kind = meaning(self.call, status.code(), status.message());
         let message = match kind {
             OmniErrorKind::Unauthenticated => {
-                let account = self.signer.account();
-                let why = account.explain(now(), server_date(status));
+                let why = self.signer.explain(status).await;
                 format!("{}: {why}", one_line(status.message()))
             }
             // The transport's own causes are in the chain: "transport error" alone helps nobody.

@@ -235,7 +235,7 @@ impl<K: Kind> Watch<K> {
             self.failures = 0;
         }
         let bookmark = bookmark.filter(|_| !reading);
-        let error = self.state.watch_error::<K>(&status);
+        let error = self.state.watch_error::<K>(&status).await;
         self.broken(&error, bookmark);
     }
 
