@@ -6,6 +6,7 @@
     reason = "tests"
 )]
 mod command_line;
+mod cosi;
 mod crash;
 mod house;
 mod planner;

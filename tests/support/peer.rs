@@ -109,7 +109,7 @@ fn say(line: &str) {
 /// A running program that takes commands: a line of JSON in, a line of JSON out.
 pub(crate) struct Peer {
     /// Dropping it kills the program.
-    _child: Child,
+    child: Child,
     commands: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
     log: Arc<Mutex<String>>,
@@ -140,7 +140,7 @@ impl Peer {
         Self {
             commands: child.stdin.take().unwrap(),
             answers: BufReader::new(child.stdout.take().unwrap()).lines(),
-            _child: child,
+            child,
             log,
             _logging: logging,
         }
@@ -164,6 +164,11 @@ impl Peer {
                 panic!("{line}: {answer:?}\n--- its log\n{}", self.log())
             }
         }
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
     }
 
     /// What it wrote to its standard error so far.
