@@ -5,6 +5,7 @@ mod configs;
 mod dice;
 mod join;
 mod keys;
+mod oxide;
 mod provider;
 mod schematic;
 mod vectors;
