@@ -35,12 +35,23 @@ pub struct Config {
     pub nameservers: Vec<IpAddr>,
     /// How long after its start a machine may take to join.
     pub join_deadline: Duration,
+    /// What happens to instances that no machine request wants.
+    pub orphans: OrphanPolicy,
     /// The cloud, and how to reach it.
     pub cloud: CloudConfig,
     /// Certificate authorities, in PEM, to trust for the image factory besides the system's.
     pub factory_ca_bundle: Option<PathBuf>,
     /// What is logged, and how.
     pub log: LogConfig,
+}
+
+/// What happens to instances that no machine request wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrphanPolicy {
+    /// They are reported.
+    Report,
+    /// They are reported and deleted.
+    Delete,
 }
 
 /// How to reach Omni.
@@ -160,6 +171,9 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
     let join_deadline = reader
         .parsed(&setting::JOIN_DEADLINE, parse::join_deadline)
         .unwrap_or(Duration::from_secs(15 * 60));
+    let orphans = reader
+        .parsed(&setting::ORPHANS, parse::orphans)
+        .unwrap_or(OrphanPolicy::Report);
     let nameservers = reader.nameservers();
     let factory_ca_bundle = reader.ca_bundle(&setting::FACTORY_CA_BUNDLE);
     let id = reader.parsed(&setting::PROVIDER_ID, parse::provider_id);
@@ -182,6 +196,7 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
                 concurrency,
                 nameservers,
                 join_deadline,
+                orphans,
                 cloud,
                 factory_ca_bundle,
                 log,
@@ -217,6 +232,11 @@ impl fmt::Display for Config {
         };
         writeln!(f, "nameserver = {nameservers:?}")?;
         writeln!(f, "join_deadline = \"{}s\"", self.join_deadline.as_secs())?;
+        let orphans = match self.orphans {
+            OrphanPolicy::Report => "report",
+            OrphanPolicy::Delete => "delete",
+        };
+        writeln!(f, "orphans = {orphans:?}")?;
         writeln!(f, "log = {:?}", self.log.filter)?;
         writeln!(f, "log_format = {format:?}")?;
         writeln!(f, "\n[omni]\nendpoint = {:?}", self.omni.endpoint)?;

@@ -18,17 +18,19 @@ use crate::cloud::schema::class_schema;
 use crate::cloud::{Cloud, ErrorKind, Guarded, Timestamp};
 #[cfg(feature = "oxide")]
 use crate::config::OxideConfig;
-use crate::config::{CloudConfig, Config};
+use crate::config::{CloudConfig, Config, OrphanPolicy};
 use crate::engine::clock::Clock;
 use crate::engine::download;
 use crate::engine::health::{self, Health};
 use crate::engine::imports::Imports;
 use crate::engine::inventory::Inventory;
+use crate::engine::orphans::Policy;
 use crate::engine::queue::Queue;
 use crate::engine::reconcile::{Engine, Identity};
 use crate::engine::stores::Stores;
-use crate::engine::{retry, workers};
+use crate::engine::{orphans, release, retry, workers};
 use crate::machine::Pace;
+use crate::machine::orphan::{Verdict, judge};
 use crate::omni::kinds::{InfraProviderStatusSpec, InfraProviderStatuses};
 use crate::omni::{Dial, IdentityError, Join, Omni, OmniError, OmniErrorKind, Settings};
 
@@ -48,6 +50,8 @@ pub struct Parts<C> {
     pub concurrency: usize,
     /// Intervals and deadlines.
     pub pace: Pace,
+    /// What happens to instances that no request wants.
+    pub orphans: Policy,
 }
 
 /// Signals that follow each other faster than this are one.
@@ -85,6 +89,7 @@ pub async fn serve<C: Cloud>(parts: Parts<C>, stop: CancellationToken) -> Result
         nameservers,
         concurrency,
         pace,
+        orphans: policy,
     } = parts;
     let state = omni.state.clone();
     let clock = Clock::start();
@@ -158,6 +163,7 @@ pub async fn serve<C: Cloud>(parts: Parts<C>, stop: CancellationToken) -> Result
         queue.push(&key);
     }
 
+    background.spawn(orphans::run(engine.clone(), policy));
     let mut working = JoinSet::new();
     working.spawn(workers::run(engine, concurrency, stop.clone()));
     tokio::select! {
@@ -250,6 +256,88 @@ pub async fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Something that carries our mark and that no request wants, for a person.
+#[derive(Debug)]
+pub struct OrphanRow {
+    /// Where it is.
+    pub scope: String,
+    /// The instance's name.
+    pub name: String,
+    /// The vendor's ID; `None` for what is left of an instance.
+    pub id: Option<String>,
+    /// The machine request that it was made for, where its mark says so.
+    pub request: Option<String>,
+    /// Why no request wants it.
+    pub verdict: Verdict,
+}
+
+/// Lists what carries our mark and no request wants, without changing anything.
+///
+/// # Errors
+///
+/// What could not be seen.
+pub async fn orphans(config: &Config) -> anyhow::Result<Vec<OrphanRow>> {
+    let omni = omni(config)?;
+    match &config.cloud {
+        #[cfg(feature = "oxide")]
+        CloudConfig::Oxide(site) => rows(&omni, &oxide(site, config)?).await,
+    }
+}
+
+async fn rows<C: Cloud>(omni: &Omni, cloud: &C) -> anyhow::Result<Vec<OrphanRow>> {
+    let survey = orphans::survey(cloud, omni.state.provider()).await?;
+    let word = orphans::ask::<C>(&omni.state).await?;
+    let judged = survey.marked.into_iter().map(|(scope, marked)| {
+        let verdict = judge(&scope, &marked, &word.answerable, &word.released);
+        OrphanRow {
+            scope: scope.to_string(),
+            name: marked.name,
+            id: marked.id,
+            request: marked.mark.map(|mark| mark.request),
+            verdict,
+        }
+    });
+    Ok(judged.filter(|row| row.verdict != Verdict::Wanted).collect())
+}
+
+/// What was given back, for a person.
+#[derive(Debug)]
+pub struct GivenBack {
+    /// Scope, name and, where it is known, the vendor's ID of each.
+    pub instances: Vec<(String, String, Option<String>)>,
+    /// Why the cloud could not be seen, if so.
+    pub unseen: Option<String>,
+}
+
+/// Gives an instance back to the operator.
+///
+/// # Errors
+///
+/// Why it cannot be.
+pub async fn release(config: &Config, name: &str, scope: Option<&str>) -> anyhow::Result<GivenBack> {
+    let omni = omni(config)?;
+    match &config.cloud {
+        #[cfg(feature = "oxide")]
+        CloudConfig::Oxide(site) => give_back(&omni, &oxide(site, config)?, name, scope).await,
+    }
+}
+
+async fn give_back<C: Cloud>(
+    omni: &Omni,
+    cloud: &C,
+    name: &str,
+    scope: Option<&str>,
+) -> anyhow::Result<GivenBack> {
+    let released = release::release(&omni.state, cloud, name, scope).await?;
+    let instances = released.releases.into_iter();
+    Ok(GivenBack {
+        instances: instances
+            .map(|release| (release.scope.to_string(), release.name, release.id))
+            .collect(),
+        unseen: released.unseen.map(|error| error.to_string()),
+    })
+}
+
 fn omni(config: &Config) -> anyhow::Result<Omni> {
     let settings = Settings {
         endpoint: config.omni.endpoint.clone(),
@@ -305,6 +393,10 @@ fn parts<C: Cloud>(cloud: C, config: &Config) -> anyhow::Result<Parts<C>> {
         pace: Pace {
             join: config.join_deadline,
             ..Pace::default()
+        },
+        orphans: match config.orphans {
+            OrphanPolicy::Report => Policy::Report,
+            OrphanPolicy::Delete => Policy::Delete,
         },
     })
 }

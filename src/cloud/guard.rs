@@ -14,6 +14,7 @@ use super::Cloud;
 use super::error::{CloudError, ErrorKind, Result};
 use super::types::{
     BootProfile, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef, InstanceSpec, Legacy, Limits,
+    Marked,
 };
 
 /// How long a look, a start or a step of a deletion may take. Some of Oxide's calls run a saga inside the request.
@@ -201,6 +202,21 @@ impl<C: Cloud> Cloud for Guarded<C> {
             &scope.to_string(),
             DEADLINE,
             self.cloud.list_instances(scope, provider, installation),
+        )
+        .await
+    }
+
+    async fn list_scopes(&self) -> Result<Vec<Self::Scope>> {
+        self.call("list scopes", "the site", DEADLINE, self.cloud.list_scopes())
+            .await
+    }
+
+    async fn list_marked(&self, scope: &Self::Scope, provider: &str) -> Result<Vec<Marked>> {
+        self.call(
+            "list marked",
+            &scope.to_string(),
+            DEADLINE,
+            self.cloud.list_marked(scope, provider),
         )
         .await
     }

@@ -35,6 +35,8 @@ struct Ailments {
     denied: Option<String>,
     /// Why machines cannot be deleted, by request: on the way out Omni has no other place that would show it.
     stuck: BTreeMap<Key, String>,
+    /// What there is to say of instances that no request wants.
+    orphans: Option<String>,
 }
 
 impl Health {
@@ -60,6 +62,11 @@ impl Health {
         self.lock().stuck.remove(key);
     }
 
+    /// What there is to say of instances that no request wants; `None` where there are none.
+    pub fn orphans(&self, sentence: Option<String>) {
+        self.lock().orphans = sentence;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Ailments> {
         self.ailments.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,7 +79,7 @@ impl Health {
             return denied.clone();
         }
         let Some((key, cause)) = ailments.stuck.first_key_value() else {
-            return String::new();
+            return ailments.orphans.clone().unwrap_or_default();
         };
         match ailments.stuck.len() - 1 {
             0 => format!("{key} cannot be deleted: {cause}"),

@@ -7,8 +7,8 @@ use tracing::warn;
 
 use crate::cloud::{Cloud, Found, ImageKey, InstanceState, Timestamp};
 use crate::machine::action::Ask;
-use crate::machine::desired::Goal;
-use crate::machine::observed::{Failure, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen};
+use crate::machine::desired::{Goal, name};
+use crate::machine::observed::{By, Failure, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen};
 use crate::omni::kinds::{MachineRequestStatuses, MachineRequests};
 use crate::omni::{Kind, OmniError, Resource, Store};
 use crate::talos::patch;
@@ -170,14 +170,18 @@ impl<C: Cloud> Engine<C> {
     /// Looks for the instance in every scope of *where*.
     async fn see_instance(&self, pass: &mut Pass<'_, C>, by_find: bool) {
         let now = self.clock.now();
-        if self.is_blind(pass, now) {
+        let released = self.released();
+        let name = name::<C>(pass.key);
+        let given_up = |scope: &C::Scope| released.covers(scope, &name, None);
+        let afresh = pass.seen.scopes.iter().any(|(scope, _)| given_up(scope));
+        if !afresh && self.is_blind(pass, now) {
             return;
         }
         let by_find = by_find || pass.memory.find_next;
         let wanted = matches!(pass.goal, Goal::Run { .. } | Goal::Invalid { .. });
         let patient = wanted && pass.seen.ran() && pass.memory.soon == 0;
         let mutated = pass.memory.mutated.unwrap_or_default();
-        if !by_find && self.recall(pass, now, mutated) {
+        if !by_find && !afresh && self.recall(pass, now, mutated) {
             return;
         }
         // A machine that needs nothing is content with a list half a slow look old; where something is under way, a look has to
@@ -192,12 +196,22 @@ impl<C: Cloud> Engine<C> {
         let scopes: Vec<C::Scope> = pass.seen.scopes.iter().map(|(scope, _)| scope.clone()).collect();
         for (index, scope) in scopes.into_iter().enumerate() {
             let instance = self.instance(pass, &scope);
-            let answer = if by_find {
+            let answer = if given_up(&scope) {
+                // Whatever is there is the operator's, also where nobody can look.
+                Ok((given_back(&instance.name), By::Find, self.clock.now()))
+            } else if by_find {
                 self.inventory.find(&instance).await
             } else {
                 self.inventory.look(&instance, no_older, patient).await
             };
             let seen = match answer {
+                Ok((Found::Ours(found), by, at)) if released.covers(&scope, &found.name, Some(&found.id)) => {
+                    Seen::Known {
+                        found: given_back(&found.name),
+                        by,
+                        at,
+                    }
+                }
                 Ok((found, by, at)) => Seen::Known { found, by, at },
                 Err(error) => {
                     failed = true;
@@ -414,6 +428,15 @@ impl<C: Cloud> Engine<C> {
     fn omni_unreadable(&self, error: &OmniError) -> Next {
         warn!(%error, "cannot read from Omni");
         self.after(retry::wait(meaning(error.kind), 3))
+    }
+}
+
+/// What an operator took back is a stranger's.
+fn given_back(name: &str) -> Found {
+    Found::Foreign {
+        what: format!(
+            "{name} was given back with `omni-infra-provider release`, and something of that name may still be there"
+        ),
     }
 }
 

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::cloud::{
     BootProfile, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef,
-    InstanceSpec, Legacy, Limits, Mark, Result, Scope,
+    InstanceSpec, Legacy, Limits, Mark, Marked, Result, Scope,
 };
 
 mod class;
@@ -514,6 +514,57 @@ impl Cloud for Oxide {
             ours.extend(convert::instance(&theirs, mark));
         }
         Ok(ours)
+    }
+
+    /// One call for each thousand projects that the token may see.
+    async fn list_scopes(&self) -> Result<Vec<Project>> {
+        let projects = self.client.project_list().limit(PAGE).stream();
+        projects
+            .map_ok(|project| Project(project.name.to_string()))
+            .try_collect()
+            .await
+            .map_err(|error| Failure::from(error).error("list scopes", "the silo's projects"))
+    }
+
+    /// One call for each thousand disks and one for each thousand instances of the project, whoever made them.
+    async fn list_marked(&self, scope: &Project, provider: &str) -> Result<Vec<Marked>> {
+        const VERB: &str = "list marked";
+        let hidden = |failure| unless_hidden(failure, VERB, scope);
+        // Disks first: what is made in between is an instance with disks that were not listed, never the other way round.
+        let disks = self.disks(scope).await.map_err(hidden)?;
+        let instances: Vec<types::Instance> = self
+            .client
+            .instance_list()
+            .project(scope.param().map_err(hidden)?)
+            .limit(PAGE)
+            .stream()
+            .try_collect()
+            .await
+            .map_err(|error| hidden(Failure::from(error)))?;
+        let ours = |description: &str| mark::of_provider(description, provider);
+        let mut seen = HashSet::new();
+        let mut marked = Vec::new();
+        for theirs in &instances {
+            if let Some(mark) = ours(&theirs.description)
+                && theirs.run_state != types::InstanceState::Destroyed
+            {
+                let name = theirs.name.to_string();
+                let id = Some(theirs.id.to_string());
+                seen.insert((name.clone(), mark.clone()));
+                marked.push(Marked { name, id, mark });
+            }
+        }
+        for disk in &disks {
+            if let Some(mark) = ours(&disk.description)
+                && !matches!(disk.state, types::DiskState::Destroyed)
+            {
+                let name = mark::instance_of_disk(&disk.name).to_owned();
+                if seen.insert((name.clone(), mark.clone())) {
+                    marked.push(Marked { name, id: None, mark });
+                }
+            }
+        }
+        Ok(marked)
     }
 }
 

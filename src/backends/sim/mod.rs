@@ -3,7 +3,7 @@
 //! It is modelled on Oxide, the strictest of our clouds: names are unique in a zone, an instance is created stopped, must be
 //! stopped before it is deleted, and leaves its disk behind. Time passes by tokio's clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,8 @@ use tokio::time::sleep;
 
 use crate::cloud::{
     BootProfile, BoxFuture, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Result, Scope, Timestamp, UserData,
+    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Result, Scope, Timestamp,
+    UserData,
 };
 
 /// A zone of the simulated cloud.
@@ -241,6 +242,11 @@ impl Sim {
     /// The Go provider made an instance of this name, running; returns its ID.
     pub fn plant_bare(&self, zone: &str, name: &str, provider: &str) -> String {
         self.plant(zone, name, Some(Owner::Bare(provider.to_owned())))
+    }
+
+    /// An instance that carries this mark, running; returns its ID.
+    pub fn plant_marked(&self, zone: &str, name: &str, mark: Mark) -> String {
+        self.plant(zone, name, Some(Owner::Ours(mark)))
     }
 
     fn plant(&self, zone: &str, name: &str, mark: Option<Owner>) -> String {
@@ -647,6 +653,44 @@ impl Cloud for Sim {
                 .iter()
                 .filter(|((zone, _), machine)| zone == scope && ours(&machine.mark))
                 .map(|((_, name), machine)| self.instance(name, machine, now))
+                .collect())
+        })
+        .await
+    }
+
+    async fn list_scopes(&self) -> Result<Vec<Zone>> {
+        self.call("list scopes", "", |world, _| {
+            let places = world.machines.keys().chain(world.disks.keys());
+            let zones: BTreeSet<Zone> = places.map(|(zone, _)| zone.clone()).collect();
+            Ok(zones.into_iter().collect())
+        })
+        .await
+    }
+
+    async fn list_marked(&self, scope: &Zone, provider: &str) -> Result<Vec<Marked>> {
+        self.call("list marked", &scope.0, |world, _| {
+            let marked = |name: &str, id: Option<&String>, mark: Option<&Owner>| {
+                let mark = match mark? {
+                    Owner::Ours(mark) if mark.provider == provider => Some(mark.clone()),
+                    Owner::Bare(bare) if bare == provider => None,
+                    Owner::Ours(_) | Owner::Bare(_) => return None,
+                };
+                Some(Marked {
+                    name: name.to_owned(),
+                    id: id.cloned(),
+                    mark,
+                })
+            };
+            let here = |(zone, _): &&(Zone, String)| zone == scope;
+            let machines = world.machines.iter().filter(|(key, _)| here(key));
+            let disks = world
+                .disks
+                .iter()
+                .filter(|(key, _)| here(key) && !world.machines.contains_key(key));
+            let machines =
+                machines.filter_map(|((_, name), it)| marked(name, Some(&it.id), it.mark.as_ref()));
+            Ok(machines
+                .chain(disks.filter_map(|((_, name), it)| marked(name, None, it.mark.as_ref())))
                 .collect())
         })
         .await
