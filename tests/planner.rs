@@ -74,6 +74,8 @@ fn claimed() -> Observed<Zone> {
         deleting: None,
         ended: false,
         teardown_seen: None,
+        torn_down: false,
+        claim_lost: false,
         running_since: None,
         last_running: None,
         lease: false,
@@ -239,6 +241,16 @@ fn r4_with_several_scopes_all_are_known_before_one_is_claimed() {
     );
     seen.scopes = vec![(a(), known(Found::Nothing)), (zone("b"), known(Found::Nothing))];
     acts(&goal, &seen, Action::WriteClaim { scopes: vec![a()] });
+}
+
+#[test]
+fn r4_a_claim_that_vanished_is_written_anew_only_for_a_request_that_is_still_there() {
+    let mut seen = claimed();
+    seen.status = None;
+    seen.claim_lost = true;
+    asks(&run_goal(), &seen, Ask::Request);
+    seen.request_confirmed = true;
+    acts(&run_goal(), &seen, Action::WriteClaim { scopes: vec![a()] });
 }
 
 #[test]
@@ -487,6 +499,7 @@ fn drained() -> Observed<Zone> {
     status(&mut seen).tearing_down = true;
     status(&mut seen).held = false;
     seen.teardown_seen = Some(NOW);
+    seen.torn_down = true;
     seen
 }
 
@@ -545,6 +558,25 @@ fn t5_the_instance_is_deleted_by_its_vendor_id_and_leftovers_without() {
     acts(&tear_down(), &seen, action);
     seen.scopes = vec![(a(), known(Found::Remains { since: None }))];
     acts(&GONE, &seen, Action::DeleteInstance { scope: a(), id: None });
+}
+
+#[test]
+fn t5_of_a_request_that_vanished_without_a_teardown_nothing_is_deleted_for_a_while() {
+    let mut seen = drained();
+    seen.torn_down = false;
+    for found in [instance(InstanceState::Running), Found::Remains { since: None }] {
+        seen.scopes = vec![(a(), known(found))];
+        waits(&GONE, &seen, Finding::Keep);
+        let late = NOW.after(Pace::default().orphan_age);
+        let deletes = |plan: Plan<Zone>| matches!(plan.action, Some(Action::DeleteInstance { .. }));
+        let Decision::Plan(then) = plan(&GONE, &seen, late, &Pace::default()) else {
+            panic!("a question");
+        };
+        assert!(deletes(then));
+        // What is held by our finalizer, or was made anew under the same ID, does not wait.
+        assert!(deletes(planned(&tear_down(), &seen)));
+        assert!(deletes(planned(&Goal::Gone { superseded: true }, &seen)));
+    }
 }
 
 #[test]
@@ -918,6 +950,8 @@ fn any_world() -> impl Strategy<Value = World> {
             seen.image = image;
             seen.scopes = vec![(a(), scope)];
             seen.teardown_seen = Some(NOW);
+            seen.torn_down = flags[2];
+            seen.claim_lost = flags[4];
             if flags[4] {
                 seen.missing_patches = vec!["provider-id-web-x7k".to_owned()];
             }

@@ -36,6 +36,10 @@ pub struct Memory<C: Cloud> {
     pub created: Option<Created>,
     /// When the teardown was first seen.
     pub teardown_seen: Option<Timestamp>,
+    /// Whether the request was seen tearing down.
+    pub request_torn_down: bool,
+    /// Whether a claim was seen.
+    pub claimed: bool,
     /// Whether a Get, made for a deletion, showed the status gone or tearing down without finalizers.
     pub drained: bool,
     /// Whether the status was destroyed in this teardown.
@@ -74,6 +78,8 @@ impl<C: Cloud> Default for Memory<C> {
             blind: 0,
             created: None,
             teardown_seen: None,
+            request_torn_down: false,
+            claimed: false,
             drained: false,
             ended: false,
             torn_down: HashMap::new(),

@@ -101,6 +101,8 @@ impl<C: Cloud> Engine<C> {
             deleting: memory.deleting,
             ended: memory.ended,
             teardown_seen: memory.teardown_seen,
+            torn_down: memory.request_torn_down,
+            claim_lost: memory.claimed,
             running_since: memory.running.map(|(since, _)| since),
             last_running: memory.running.map(|(_, last)| last),
             lease: false,

@@ -213,6 +213,8 @@ impl<C: Cloud> Engine<C> {
             claim.as_ref().map(|claim| Timestamp(claim.created)),
             &self.identity.controller(),
         );
+        memory.request_torn_down |= request.as_ref().is_some_and(|request| request.tearing_down());
+        memory.claimed |= claim.is_some();
         match goal {
             Goal::TearDown { .. } | Goal::Gone { .. } => {
                 memory.teardown_seen.get_or_insert_with(|| self.clock.now());

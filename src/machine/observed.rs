@@ -146,6 +146,10 @@ pub struct Observed<S> {
     pub ended: bool,
     /// When this process first saw the teardown, by our clock.
     pub teardown_seen: Option<Timestamp>,
+    /// Whether this process saw the request tearing down, not only gone.
+    pub torn_down: bool,
+    /// Whether this process saw a claim of this incarnation of the request before.
+    pub claim_lost: bool,
     /// Since when this process has seen the instance run, by our clock.
     pub running_since: Option<Timestamp>,
     /// When the instance was last seen running by this process, by our clock.

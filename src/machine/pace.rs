@@ -26,7 +26,8 @@ pub struct Pace {
     pub heartbeat: Duration,
     /// Between two looks for orphans; jittered by a fifth.
     pub orphan_look: Duration,
-    /// How long, at least, something has to look orphaned to be one: longer than any outage of Omni's that nobody would notice.
+    /// How long, at least, something has to look orphaned to be one, and a request that was never torn down has to be gone before its
+    /// instance is deleted: longer than any loss of Omni's data that nobody would notice.
     pub orphan_age: Duration,
     /// How long running cloud calls may take to end after SIGTERM.
     pub shutdown: Duration,

@@ -109,6 +109,11 @@ fn run<S: Scope>(
     }
     // R4
     if seen.placement().is_none() {
+        // A claim that vanished under its request: maybe the request vanished as well, with all that Omni lost. A new claim would be
+        // the only thing that is left of it, and its instance would be taken for one to be deleted.
+        if seen.claim_lost && !seen.request_confirmed {
+            return Decision::Ask(Ask::Request);
+        }
         return match claimed_scope(class_scopes, seen) {
             Claimed::Scope(scope) => write(
                 seen,
@@ -365,6 +370,12 @@ fn tear_down<S: Scope>(
             return wait(Finding::Unseen(failure.clone()), Look::At(failure.not_before));
         }
         // T5
+        // A request that nobody was seen to tear down may come back, with all that Omni lost.
+        Overall::Ours(..) | Overall::Remains(..)
+            if vanished_lately(request_held, superseded, seen, now, pace) =>
+        {
+            return wait(Finding::Keep, Look::At(since.after(pace.orphan_age)));
+        }
         // Our last step is taking effect: another would only be told to wait.
         Overall::Ours(_, instance)
             if instance.state == InstanceState::Starting
@@ -396,6 +407,18 @@ fn tear_down<S: Scope>(
         return Decision::Ask(Ask::InstanceByFind);
     }
     end(superseded, request_held, seen, now)
+}
+
+/// Whether the request vanished without a teardown that this process saw, not long ago.
+fn vanished_lately<S: Scope>(
+    request_held: bool,
+    superseded: bool,
+    seen: &Observed<S>,
+    now: Timestamp,
+    pace: &Pace,
+) -> bool {
+    let since = seen.teardown_seen.unwrap_or(now);
+    !request_held && !superseded && !seen.torn_down && now.since(since) < pace.orphan_age
 }
 
 /// T6 and T7, once nothing of ours is left in the cloud.
