@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use expect_test::expect;
 use omni_infra_provider::cloud::{ErrorKind, InstanceState};
-use omni_infra_provider::omni::kinds::Stage;
+use omni_infra_provider::engine::observe::ANNOTATION_PLACEMENT;
+use omni_infra_provider::omni::kinds::{InfraProviderHealthStatuses, MachineRequestStatuses, Stage};
 use omni_infra_provider::sandbox::omni::Rpc;
 use tokio::time::sleep;
 
@@ -480,4 +481,71 @@ async fn an_omni_that_goes_before_a_creation_is_not_asked_in_a_circle() {
     world.settle().await;
     assert_eq!(world.status("web").stage, Stage::Provisioned, "{world}");
     world.assert_count("web", "create instance", 1);
+}
+
+fn health(world: &World) -> String {
+    let health = world.omni.get::<InfraProviderHealthStatuses>(PROVIDER, PROVIDER);
+    health.map(|health| health.spec.error).unwrap_or_default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_a_newer_version_wrote_is_left_alone() {
+    let mut world = World::start().await;
+    world.request("web");
+    world.settle().await;
+    world.stop_daemon().await;
+    let claim = r#"{"version":2}"#;
+    let kind = "MachineRequestStatuses.omni.sidero.dev";
+    let changed = world.omni.modify_raw("infra-provider", kind, "web", |status| {
+        status
+            .annotations
+            .insert(ANNOTATION_PLACEMENT.to_owned(), claim.to_owned());
+    });
+    changed.unwrap();
+    world.start_daemon().await;
+    world.forget_trace();
+    for goal in ["runs", "is torn down"] {
+        world.settle().await;
+        world.assert_trace("web", expect![""]);
+        assert_eq!(world.instances(), ["web"], "the request {goal}\n{world}");
+        expect!["web is stuck: its claim was written by a newer version of this provider: run that version"]
+            .assert_eq(&health(&world));
+        world.tear_down("web");
+    }
+    let status = world.omni.get::<MachineRequestStatuses>(PROVIDER, "web").unwrap();
+    assert_eq!(status.metadata.annotations[ANNOTATION_PLACEMENT], claim);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_is_refused_is_said_and_tried_again() {
+    let world = World::start().await;
+    world.request("web");
+    world.settle().await;
+    world.fail("delete instance", 2, ErrorKind::Rejected);
+    world.tear_down("web");
+    world.until("it is told", |world| !health(world).is_empty()).await;
+    expect!["web is stuck: cannot delete instance on sim: web: as told"].assert_eq(&health(&world));
+    assert_eq!(world.instances(), ["web"]);
+    world
+        .until("it is gone", |world| world.instances().is_empty())
+        .await;
+    world.settle().await;
+    world.assert_nothing_left();
+    assert_eq!(health(&world), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_somebody_deleted_is_brought_again() {
+    let world = World::start().await;
+    world.request("first");
+    world.settle().await;
+    world.sim.forget_images();
+    world.request("second");
+    world
+        .until("it runs", |world| {
+            world.status("second").stage == Stage::Provisioned
+        })
+        .await;
+    assert_eq!(world.instances(), ["first", "second"], "{world}");
+    assert_eq!(world.sim.images(), 1);
 }

@@ -33,7 +33,7 @@ pub struct Health {
 struct Ailments {
     /// The cloud refuses us as a whole.
     denied: Option<String>,
-    /// Why machines cannot be deleted, by request: on the way out Omni has no other place that would show it.
+    /// Why machines cannot be deleted, or not worked on at all, by request: on the way out Omni has no other place that would show it.
     stuck: BTreeMap<Key, String>,
     /// What there is to say of instances that no request wants.
     orphans: Option<String>,
@@ -82,8 +82,8 @@ impl Health {
             return ailments.orphans.clone().unwrap_or_default();
         };
         match ailments.stuck.len() - 1 {
-            0 => format!("{key} cannot be deleted: {cause}"),
-            more => format!("{key} and {more} more cannot be deleted: {cause}"),
+            0 => format!("{key} is stuck: {cause}"),
+            more => format!("{key} and {more} more are stuck: {cause}"),
         }
     }
 }

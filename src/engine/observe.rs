@@ -33,6 +33,11 @@ pub(super) fn placement<S: crate::cloud::Scope>(
     serde_json::from_str(text).ok()
 }
 
+/// Whether the status holds a claim that this version cannot read: a newer one wrote it.
+pub(super) fn is_claim_unreadable<S: crate::cloud::Scope>(status: &Resource<MachineRequestStatuses>) -> bool {
+    status.metadata.annotations.contains_key(ANNOTATION_PLACEMENT) && placement::<S>(status).is_none()
+}
+
 /// A patch that we want.
 pub(super) struct Wanted {
     pub(super) id: String,

@@ -14,7 +14,8 @@ use super::name::instance_name;
 /// What the planner works towards.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Goal<S> {
-    /// Nothing to do: the request tears down without our finalizer; it goes by itself.
+    /// Nothing to do: the request tears down without our finalizer, and goes by itself; or its claim cannot be read, and whatever we
+    /// did could lose what the claim remembers.
     Leave,
     /// The instance runs.
     Run {
