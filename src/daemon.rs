@@ -267,16 +267,25 @@ pub struct OrphanRow {
     pub id: Option<String>,
     /// The machine request that it was made for, where its mark says so.
     pub request: Option<String>,
-    /// Why no request wants it.
-    pub verdict: Verdict,
+    /// Why no request wants it; `None` where Omni could not be asked whether one does.
+    pub verdict: Option<Verdict>,
+}
+
+/// What carries our mark and no request wants.
+#[derive(Debug)]
+pub struct OrphanList {
+    /// Everything of it; everything with our mark where Omni could not be asked.
+    pub rows: Vec<OrphanRow>,
+    /// Why Omni could not be asked.
+    pub omni: anyhow::Result<()>,
 }
 
 /// Lists what carries our mark and no request wants, without changing anything.
 ///
 /// # Errors
 ///
-/// What could not be seen.
-pub async fn orphans(config: &Config) -> anyhow::Result<Vec<OrphanRow>> {
+/// What could not be seen of the cloud.
+pub async fn orphans(config: &Config) -> anyhow::Result<OrphanList> {
     let omni = omni(config)?;
     match &config.cloud {
         #[cfg(feature = "oxide")]
@@ -284,20 +293,27 @@ pub async fn orphans(config: &Config) -> anyhow::Result<Vec<OrphanRow>> {
     }
 }
 
-async fn rows<C: Cloud>(omni: &Omni, cloud: &C) -> anyhow::Result<Vec<OrphanRow>> {
+async fn rows<C: Cloud>(omni: &Omni, cloud: &C) -> anyhow::Result<OrphanList> {
     let survey = orphans::survey(cloud, omni.state.provider()).await?;
-    let word = orphans::ask::<C>(&omni.state).await?;
-    let judged = survey.marked.into_iter().map(|(scope, marked)| {
-        let verdict = judge(&scope, &marked, &word.answerable, &word.released);
-        OrphanRow {
-            scope: scope.to_string(),
-            name: marked.name,
-            id: marked.id,
-            request: marked.mark.map(|mark| mark.request),
-            verdict,
-        }
+    let word = orphans::ask::<C>(&omni.state).await;
+    let judged = survey.marked.into_iter().map(|(scope, marked)| OrphanRow {
+        scope: scope.to_string(),
+        verdict: word
+            .as_ref()
+            .ok()
+            .map(|word| judge(&scope, &marked, &word.answerable, &word.released)),
+        name: marked.name,
+        id: marked.id,
+        request: marked.mark.map(|mark| mark.request),
     });
-    Ok(judged.filter(|row| row.verdict != Verdict::Wanted).collect())
+    Ok(OrphanList {
+        rows: judged
+            .filter(|row| row.verdict != Some(Verdict::Wanted))
+            .collect(),
+        omni: word.map(drop).context(
+            "Omni could not be asked what it wants: the list is of everything with this provider's mark",
+        ),
+    })
 }
 
 /// What was given back, for a person.

@@ -348,6 +348,14 @@ async fn orphans_are_listed_with_their_reasons_and_given_back() {
         let (_, out, _) = run_beside(&["orphans"], environment).await;
         assert!(out.contains("released to you: never touched again"), "{out}");
 
+        // Its account is gone: what carries the mark is listed all the same.
+        let mut without: Vec<(&str, &str)> = environment.to_vec();
+        without.retain(|(name, _)| *name != "OMNI_ENDPOINT");
+        without.push(("OMNI_ENDPOINT", "http://127.0.0.1:1"));
+        let (code, out, errors) = run_beside(&["orphans"], &without).await;
+        assert!(code == Some(1) && errors.contains("Omni could not be asked"), "{code:?}: {errors}");
+        assert_eq!(out.lines().filter(|line| line.contains("Omni could not be asked")).count(), 3, "{out}");
+
         for (name, fault) in [
             ("old", "error: old: made for another Omni account, or before this provider was created anew"),
             ("database", "error: neither Omni nor the cloud has database"),

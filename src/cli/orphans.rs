@@ -14,14 +14,17 @@ pub(super) fn orphans(flags: &Flags) -> ExitCode {
     };
     telemetry::init(&loaded.config.log);
     match block_on(daemon::orphans(&loaded.config)) {
-        Ok(Ok(rows)) if rows.is_empty() => {
-            complain(
-                "nothing is orphaned: a machine request wants every instance that carries this provider's mark",
-            );
-            ExitCode::SUCCESS
-        }
-        Ok(Ok(rows)) => {
-            print(table(&rows));
+        Ok(Ok(list)) => {
+            if !list.rows.is_empty() {
+                print(table(&list.rows));
+            }
+            match list.omni {
+                Err(why) => return failure(&why),
+                Ok(()) if list.rows.is_empty() => complain(
+                    "nothing is orphaned: a machine request wants every instance that carries this provider's mark",
+                ),
+                Ok(()) => {}
+            }
             ExitCode::SUCCESS
         }
         Ok(Err(error)) => failure(&error),
@@ -38,7 +41,10 @@ fn table(rows: &[OrphanRow]) -> String {
                 row.name.clone(),
                 row.id.clone().unwrap_or_else(|| "leftovers".to_owned()),
                 row.request.clone().unwrap_or_else(|| "-".to_owned()),
-                row.verdict.to_string(),
+                row.verdict.map_or_else(
+                    || "Omni could not be asked".to_owned(),
+                    |verdict| verdict.to_string(),
+                ),
             ]
         })
         .collect();
