@@ -1,9 +1,9 @@
-//! What every verb of every cloud is wrapped in: a deadline, a bound on calls at once, a pause when told to slow down, a log line.
+//! What every verb of every cloud is wrapped in: a deadline, a bound on calls at once, the rate that the site takes, a pause when told to slow down, a log line.
 //!
 //! *Not here.* When to look again after a failure: `engine/retry.rs`.
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::Cloud;
 use super::error::{CloudError, ErrorKind, Result};
+use super::rate::Rate;
 use super::types::{
     BootProfile, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef, InstanceSpec, Legacy, Limits,
     Marked,
@@ -30,6 +31,7 @@ pub struct Guarded<C> {
     create_deadline: Duration,
     permits: Semaphore,
     resting_until: Mutex<Option<Instant>>,
+    rate: Mutex<Rate>,
 }
 
 impl<C: Cloud> Guarded<C> {
@@ -40,6 +42,7 @@ impl<C: Cloud> Guarded<C> {
             create_deadline,
             permits: Semaphore::new(at_once),
             resting_until: Mutex::new(None),
+            rate: Mutex::new(Rate::new(Instant::now())),
         }
     }
 
@@ -56,6 +59,10 @@ impl<C: Cloud> Guarded<C> {
         call: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
         self.rest().await;
+        let slot = self.rate().slot(Instant::now());
+        if slot > Instant::now() {
+            sleep_until(slot).await;
+        }
         // The semaphore is never closed.
         let permit = self.permits.acquire().await.ok();
         let begun = Instant::now();
@@ -69,6 +76,12 @@ impl<C: Cloud> Guarded<C> {
             )),
         };
         drop(permit);
+        match &result {
+            Err(error) if matches!(error.kind, ErrorKind::Throttled { .. }) => {
+                self.rate().refused(Instant::now());
+            }
+            Ok(_) | Err(_) => self.rate().answered(Instant::now()),
+        }
         if let Err(error) = &result
             && let ErrorKind::Throttled { after } = error.kind
         {
@@ -84,6 +97,10 @@ impl<C: Cloud> Guarded<C> {
             "cloud call"
         );
         result
+    }
+
+    fn rate(&self) -> MutexGuard<'_, Rate> {
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits while the site rests.

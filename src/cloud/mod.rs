@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 pub mod class;
 pub mod error;
 pub mod guard;
+mod rate;
 pub mod schema;
 pub mod types;
 
