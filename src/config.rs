@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::secret::Secret;
+use crate::words::one_line;
 
 mod parse;
 mod reader;
@@ -21,6 +22,9 @@ mod tests;
 
 use reader::Reader;
 use setting::Flags;
+
+/// Most characters of one fault: it may quote what stands in a file.
+const FAULT_CHARS: usize = 1000;
 
 /// All that the daemon runs with.
 #[derive(Debug, Clone)]
@@ -203,7 +207,10 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
             };
             Ok(Loaded { config, warnings })
         }
-        _ => Err(Faults(faults)),
+        _ => {
+            let told = |fault: String| one_line(&fault, FAULT_CHARS);
+            Err(Faults(faults.into_iter().map(told).collect()))
+        }
     }
 }
 

@@ -149,11 +149,7 @@ const MESSAGE_CHARS: usize = 1000;
 
 /// Omni's words, fit for one line: some messages hold raw bytes.
 pub(super) fn one_line(message: &str) -> String {
-    message
-        .chars()
-        .take(MESSAGE_CHARS)
-        .map(|char| if char.is_control() { ' ' } else { char })
-        .collect()
+    crate::words::one_line(message, MESSAGE_CHARS)
 }
 
 #[cfg(test)]
