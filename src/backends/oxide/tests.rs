@@ -768,6 +768,32 @@ async fn what_is_marked_is_listed_once_of_every_installation_and_with_what_is_le
 }
 
 #[tokio::test]
+async fn a_list_that_leads_in_a_circle_ends() {
+    let world = World::start().await;
+    for page in [r#"{"items":[],"next_page":"a"}"#.to_owned(), String::new()] {
+        let asked = AtomicUsize::new(0);
+        world.hook(move |_, _| Verdict::Raw {
+            status: 200,
+            body: match page.as_str() {
+                // Always another page.
+                "" => format!(
+                    r#"{{"items":[],"next_page":"{}"}}"#,
+                    asked.fetch_add(1, Ordering::SeqCst)
+                ),
+                page => page.to_owned(),
+            },
+        });
+        let error = world
+            .oxide
+            .list_instances(&project(), "oxide", "x")
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unexpected);
+        assert!(error.to_string().contains("does not end"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_start_that_cannot_be_placed_says_why() {
     let world = World::start().await;
     let spec = world.spec("web").await;
