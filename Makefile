@@ -19,10 +19,15 @@ CA_BUNDLE ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/
 # Arguments for `make dev`, for example ARGS="--nameserver 10.0.0.1".
 ARGS ?=
 
+# How long `make fuzz` works at each target, and at which ones.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
+
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BINARY := omni-infra-provider
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.1
 # The features that the container has: clouds, and no sandbox.
 IMAGE_FEATURES := --no-default-features --features oxide
 
@@ -51,6 +56,20 @@ check: ## Check formatting, lints, dependencies, documentation and generated fil
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features --document-private-items
 	@cargo run --quiet -- schema | diff -u machine-classes/oxide.schema.json - \
 		|| { echo "machine-classes/oxide.schema.json is stale: run 'make schema'"; exit 1; }
+
+# Without a sanitizer, so that the stable compiler will do: there is no unsafe code here. Nothing that is found is new to the
+# corpus in the tree: inputs that reach new code are kept in the target folder.
+.PHONY: fuzz
+fuzz: ## Throw bad input at every door (FUZZ_SECONDS=60 each, FUZZ_TARGETS="...")
+	@cargo fuzz --version 2>/dev/null | grep -qx "cargo-fuzz $(CARGO_FUZZ_VERSION)" \
+		|| cargo install --locked cargo-fuzz --version $(CARGO_FUZZ_VERSION)
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/target/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --dev --sanitizer none $$target \
+			fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=1024 -malloc_limit_mb=512 -timeout=20 \
+			-print_final_stats=1; \
+	done
 
 .PHONY: fmt
 fmt: ## Format the sources

@@ -5,6 +5,7 @@
     clippy::indexing_slicing,
     reason = "tests"
 )]
+mod bad_input;
 mod command_line;
 mod cosi;
 mod crash;
