@@ -71,6 +71,7 @@ fn claimed() -> Observed<Zone> {
         image: ImageSeen::Present,
         failures: BTreeMap::new(),
         created: None,
+        unsettled: None,
         deleting: None,
         ended: false,
         teardown_seen: None,
@@ -371,6 +372,24 @@ fn r12_the_next_scope_needs_the_lease_and_a_find_in_every_claimed_one() {
 }
 
 #[test]
+fn r12_the_next_scope_waits_for_a_creation_that_has_no_answer() {
+    let pace = Pace::default();
+    let goal = Goal::Run {
+        scopes: vec![a(), zone("b")],
+    };
+    let mut seen = claimed();
+    seen.lease = true;
+    seen.created = Some(Created::Failed(ErrorKind::Exhausted));
+    seen.unsettled = Some(NOW);
+    acts(&goal, &seen, Action::CreateInstance { scope: a() });
+    let Decision::Plan(later) = plan(&goal, &seen, NOW.after(pace.settle), &pace) else {
+        unreachable!()
+    };
+    let scopes = vec![a(), zone("b")];
+    assert_eq!(later.action, Some(Action::WriteClaim { scopes }));
+}
+
+#[test]
 fn r13_the_instance_is_created_in_the_claimed_scope() {
     acts(&run_goal(), &claimed(), Action::CreateInstance { scope: a() });
     let mut seen = claimed();
@@ -640,6 +659,16 @@ fn t6_what_never_ran_settles_first_since_a_creation_may_still_land() {
         unreachable!()
     };
     assert_eq!(plan.action, Some(Action::DestroyStatus));
+}
+
+#[test]
+fn t6_a_registration_alone_does_not_settle_it_since_no_creation_asks_for_it() {
+    let mut seen = drained();
+    status(&mut seen).ran = false;
+    seen.registered = true;
+    assert_eq!(planned(&tear_down(), &seen).action, None);
+    status(&mut seen).stage = Stage::Provisioned;
+    acts(&tear_down(), &seen, Action::DestroyStatus);
 }
 
 #[test]

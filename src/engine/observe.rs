@@ -88,30 +88,39 @@ impl<C: Cloud> Engine<C> {
             (None, Some(legacy)) => vec![legacy.scope.clone()],
             (None, None) => goal.class_scopes().to_vec(),
         };
-        Observed {
-            finalizer: request
-                .is_some_and(|request| request.metadata.finalizers.contains(&self.identity.controller())),
-            request_confirmed: false,
-            status: status_seen,
-            machine_resource: resource.is_some(),
-            legacy,
-            patches,
-            missing_patches: Vec::new(),
-            registered: !self.stores.registrations.group(key).is_empty(),
-            scopes: scopes.into_iter().map(|scope| (scope, Seen::Unasked)).collect(),
-            schematic: self.schematic_of(memory).is_some(),
-            image: ImageSeen::Unasked,
-            failures: memory.failures.clone(),
-            created: memory.created,
-            deleting: memory.deleting,
-            ended: memory.ended,
-            teardown_seen: memory.teardown_seen,
-            torn_down: memory.request_torn_down,
-            claim_lost: memory.claimed,
-            running_since: memory.running.map(|(since, _)| since),
-            last_running: memory.running.map(|(_, last)| last),
-            lease: false,
+        let seen =
+            Observed {
+                finalizer: request
+                    .is_some_and(|request| request.metadata.finalizers.contains(&self.identity.controller())),
+                request_confirmed: false,
+                status: status_seen,
+                machine_resource: resource.is_some(),
+                legacy,
+                patches,
+                missing_patches: Vec::new(),
+                // What registered before the request was made is the machine of an earlier one with the same ID.
+                registered: self.stores.registrations.group(key).iter().any(|machine| {
+                    request.is_none_or(|made| machine.metadata.created >= made.metadata.created)
+                }),
+                scopes: scopes.into_iter().map(|scope| (scope, Seen::Unasked)).collect(),
+                schematic: self.schematic_of(memory).is_some(),
+                image: ImageSeen::Unasked,
+                failures: memory.failures.clone(),
+                created: memory.created,
+                unsettled: memory.unsettled,
+                deleting: memory.deleting,
+                ended: memory.ended,
+                teardown_seen: memory.teardown_seen,
+                torn_down: memory.request_torn_down,
+                claim_lost: memory.claim_known,
+                running_since: memory.running.map(|(since, _)| since),
+                last_running: memory.running.map(|(_, last)| last),
+                lease: false,
+            };
+        if seen.ran() {
+            memory.ran_since.get_or_insert_with(|| self.clock.now());
         }
+        seen
     }
 
     /// The schematic's ID, if this process registered its like already.
@@ -279,7 +288,12 @@ impl<C: Cloud> Engine<C> {
             return false;
         };
         let same = same_scopes(&looked.scopes, &pass.seen.scopes);
-        let good_for = looked.scopes.iter().map(|(_, seen)| self.good_for(seen)).min();
+        let news = pass.memory.ran_since.is_some_and(|since| looked.at < since);
+        let good_for = looked
+            .scopes
+            .iter()
+            .map(|(_, seen)| self.good_for(seen, news))
+            .min();
         if !same || looked.at < mutated || now.since(looked.at) >= good_for.unwrap_or_default() {
             return false;
         }
@@ -288,11 +302,12 @@ impl<C: Cloud> Engine<C> {
         true
     }
 
-    /// How long a look stays good, if we change nothing. Absence lets us create, which is safe; what is under way is looked at
-    /// anew each time.
-    fn good_for(&self, seen: &Seen) -> Duration {
+    /// How long a look stays good, if we change nothing. Absence lets us create, which is safe; but once there is `news` that
+    /// the instance ran, another process made what an older look did not show. What is under way is looked at anew each time.
+    fn good_for(&self, seen: &Seen, news: bool) -> Duration {
         match seen {
             Seen::Known { found, .. } => match found {
+                Found::Nothing if news => Duration::ZERO,
                 Found::Nothing => self.pace.slow / 2,
                 Found::Ours(instance) => match instance.state {
                     InstanceState::Running => self.pace.slow / 2,

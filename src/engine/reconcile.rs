@@ -205,6 +205,9 @@ impl<C: Cloud> Engine<C> {
         let claim: Option<Placement<C::Scope>> = status
             .as_ref()
             .and_then(|status| super::observe::placement(status));
+        if claim.is_some() && !std::mem::replace(&mut memory.claim_known, true) {
+            memory.unsettled = Some(self.clock.now());
+        }
         let unreadable = status
             .as_ref()
             .is_some_and(|status| super::observe::is_claim_unreadable::<C::Scope>(status));
@@ -222,7 +225,6 @@ impl<C: Cloud> Engine<C> {
             goal = Goal::Leave;
         }
         memory.request_torn_down |= request.as_ref().is_some_and(|request| request.tearing_down());
-        memory.claimed |= claim.is_some();
         match goal {
             Goal::TearDown { .. } | Goal::Gone { .. } => {
                 memory.teardown_seen.get_or_insert_with(|| self.clock.now());

@@ -150,7 +150,7 @@ fn run<S: Scope>(
                 wait(Finding::Step(Step::Preparing), Look::At(ripe))
             }
         }
-        Overall::Nothing(by, _) => absent(class_scopes, invalid, seen, now, by),
+        Overall::Nothing(by, _) => absent(class_scopes, invalid, seen, now, by, pace),
         Overall::Ours(scope, instance) => {
             // R14, R15
             match &instance.state {
@@ -211,6 +211,7 @@ fn absent<S: Scope>(
     seen: &Observed<S>,
     now: Timestamp,
     by: By,
+    pace: &Pace,
 ) -> Decision<S> {
     // R9
     if let Some(reason) = invalid {
@@ -249,8 +250,10 @@ fn absent<S: Scope>(
         }
         ImageSeen::Present => {}
     }
-    // R12
+    // R12: a creation that has no answer yet would land beside the one in the next scope.
+    let is_settled = seen.unsettled.is_none_or(|since| since.after(pace.settle) <= now);
     if seen.created == Some(Created::Failed(ErrorKind::Exhausted))
+        && is_settled
         && seen.lease
         && let Some(next) = next_scope(class_scopes, seen)
     {
@@ -357,9 +360,10 @@ fn tear_down<S: Scope>(
     if seen.ended {
         return end(superseded, request_held, seen, now);
     }
-    // A look from before the teardown ends nothing; where it never ran, another process's creation may still land.
+    // A look from before the teardown ends nothing; unless the status said that it ran, another process's creation may still land.
+    // A registration does not do: no creation asks for it.
     let since = seen.teardown_seen.unwrap_or(now);
-    let settled = match (seen.ran(), seen.scopes.is_empty()) {
+    let settled = match (seen.is_noted_as_run(), seen.scopes.is_empty()) {
         (true, _) | (_, true) => since,
         (false, false) => since.after(pace.settle),
     };

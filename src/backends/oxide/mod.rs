@@ -573,7 +573,9 @@ impl Cloud for Oxide {
         })
         .await
         .map_err(|failure| failure.error("list scopes", "the silo's projects"))?;
-        let names = projects.into_iter().map(|project| Project(project.name.to_string()));
+        let names = projects
+            .into_iter()
+            .map(|project| Project(project.name.to_string()));
         Ok(names.collect())
     }
 

@@ -950,6 +950,24 @@ async fn an_import_makes_the_image_byte_for_byte_and_leaves_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_import_leaves_no_scratch_even_if_an_answer_is_lost_while_it_clears_up() {
+    for call in ["disk_view", "snapshot_delete", "disk_delete"] {
+        let world = World::start().await;
+        let lost = AtomicUsize::new(0);
+        world.hook(move |operation, moment| {
+            let first =
+                (operation, moment) == (call, Moment::After) && lost.fetch_add(1, Ordering::Relaxed) == 0;
+            if first { Verdict::Drop } else { Verdict::Proceed }
+        });
+        let (_, source) = source(0);
+        let imported = world.oxide.import_image(&project(), &key(), &source).await;
+        assert!(imported.is_ok(), "{call}: {imported:?}");
+        assert!(world.api.called(call) > 1, "{call}");
+        world.nothing_but_images();
+    }
+}
+
+#[tokio::test]
 async fn chunks_are_written_again_until_they_are_written() {
     let world = World::start().await;
     let writes = Arc::new(AtomicUsize::new(0));

@@ -3,6 +3,8 @@
 //! It is modelled on Oxide, the strictest of our clouds: names are unique in a zone, an instance is created stopped, must be
 //! stopped before it is deleted, and leaves its disk behind. Time passes by tokio's clock.
 
+mod ledger;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -18,6 +20,8 @@ use crate::cloud::{
     InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Result, Scope, Timestamp,
     UserData,
 };
+
+pub use ledger::{Change, Did, Owned};
 
 /// A zone of the simulated cloud.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -160,6 +164,7 @@ struct World {
     on_event: Option<OnEvent>,
     blind: bool,
     next_id: u64,
+    changes: Vec<Change>,
 }
 
 /// The simulated cloud. Clones are the same cloud.
@@ -205,6 +210,13 @@ impl Sim {
         let all = world.machines.iter();
         all.map(|((zone, name), machine)| (zone.0.clone(), name.clone(), machine.state(now)))
             .collect()
+    }
+
+    /// The vendor's ID of an instance.
+    #[must_use]
+    pub fn instance_id(&self, zone: &str, name: &str) -> Option<String> {
+        let key = (Zone(zone.to_owned()), name.to_owned());
+        self.lock().machines.get(&key).map(|machine| machine.id.clone())
     }
 
     /// Every disk, whoever's.
@@ -278,6 +290,12 @@ impl Sim {
         let mut world = self.lock();
         world.machines.remove(&key);
         world.disks.remove(&key);
+    }
+
+    /// An instance goes and its disk stays, as after a creation that failed half-way.
+    pub fn lose_instance(&self, zone: &str, name: &str) {
+        let key = (Zone(zone.to_owned()), name.to_owned());
+        self.lock().machines.remove(&key);
     }
 
     /// Somebody stops an instance behind the daemon's back.
@@ -551,6 +569,7 @@ impl Cloud for Sim {
                 started: None,
                 user_data: spec.user_data.clone(),
             };
+            world.note(Did::Create, &key, machine.mark.as_ref());
             world.machines.insert(key, machine);
             Ok(())
         })
@@ -561,7 +580,8 @@ impl Cloud for Sim {
         let start = self.pace.start;
         self.call("start instance", &instance.name, |world, now| {
             let on_event = world.on_event.clone();
-            let Some(machine) = world.machines.get_mut(&key(instance)) else {
+            let key = key(instance);
+            let Some(machine) = world.machines.get_mut(&key) else {
                 let what = format!("{}: it is gone", instance.name);
                 return Err(fault("start instance", ErrorKind::Busy, what));
             };
@@ -582,6 +602,8 @@ impl Cloud for Sim {
                         after: start,
                     });
                 }
+                let mark = machine.mark.clone();
+                world.note(Did::Start, &key, mark.as_ref());
             }
             Ok(())
         })
@@ -602,6 +624,7 @@ impl Cloud for Sim {
                     let what = format!("{}: an instance exists", instance.name);
                     return Err(fault("delete instance", ErrorKind::Busy, what));
                 }
+                let mark = machine.mark.clone();
                 match machine.state(now) {
                     InstanceState::Running | InstanceState::Broken(_) => {
                         machine.power = Power::Changing {
@@ -613,6 +636,7 @@ impl Cloud for Sim {
                                 uuid: machine.id.clone(),
                             });
                         }
+                        world.note(Did::Stop, &key, mark.as_ref());
                     }
                     InstanceState::Starting => {
                         let what = format!("{}: it is changing its state", instance.name);
@@ -620,6 +644,7 @@ impl Cloud for Sim {
                     }
                     InstanceState::Stopped => {
                         world.machines.remove(&key);
+                        world.note(Did::Remove, &key, mark.as_ref());
                     }
                 }
                 return Ok(());
@@ -629,7 +654,8 @@ impl Cloud for Sim {
                 .get(&key)
                 .is_some_and(|disk| Owner::owns(disk.mark.as_ref(), instance));
             if ours {
-                world.disks.remove(&key);
+                let disk = world.disks.remove(&key);
+                world.note(Did::Sweep, &key, disk.and_then(|disk| disk.mark).as_ref());
             }
             Ok(())
         })
