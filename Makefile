@@ -16,6 +16,8 @@ IMAGE_TAG ?= $(VERSION)$(if $(filter true,$(RELEASE)),,-$(COMMIT))
 IMAGE ?= $(IMAGE_REGISTRY)/$(IMAGE_NAME):$(IMAGE_TAG)
 # Certificate authorities that the image trusts: this machine's.
 CA_BUNDLE ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
+# How many schedules `make fuzz-schedules` plays.
+N ?= 10000
 # Arguments for `make dev`, for example ARGS="--nameserver 10.0.0.1".
 ARGS ?=
 
@@ -33,7 +35,7 @@ IMAGE_FEATURES := --no-default-features --features oxide
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: ## Show machines appear and disappear, with an Omni and an Oxide in one process (0 -> 3 -> 1 -> 0)
@@ -44,6 +46,15 @@ demo: ## Show machines appear and disappear, with an Omni and an Oxide in one pr
 test: ## Run all tests
 	@echo "Building and testing; the first time this takes some minutes."
 	cargo test --all-features
+
+.PHONY: model
+model: ## Explore the planner's model without a bound, two daemons included (hours; gigabytes)
+	MODEL_STATES=0 cargo test --release --all-features --test main model:: -- --nocapture
+
+.PHONY: fuzz-schedules
+fuzz-schedules: ## Play N seeded schedules of faults and wishes, optimised, until one fails (N=1000000)
+	SCHEDULES=$(N) SCHEDULE_PROGRESS=1 cargo test --release --all-features --test main \
+		schedules_of_faults -- --nocapture
 
 .PHONY: check
 check: ## Check formatting, lints, dependencies, documentation and generated files

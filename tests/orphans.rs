@@ -41,7 +41,7 @@ fn mark(world: &World, request: &str) -> Mark {
 }
 
 fn plant(world: &World, name: &str) {
-    world.sim.plant_marked(ZONE, name, mark(world, name));
+    world.cloud.plant_marked(ZONE, name, mark(world, name));
 }
 
 fn health(world: &World) -> String {
@@ -67,13 +67,13 @@ async fn wait_long() {
 async fn an_orphan_is_deleted_where_that_is_asked_for_and_nothing_else_is() {
     let world = world(Policy::Delete).await;
     plant(&world, "lost");
-    world.sim.plant_foreign(ZONE, "database");
-    world.sim.plant_bare(ZONE, "theirs", PROVIDER);
+    world.cloud.plant_foreign(ZONE, "database");
+    world.cloud.plant_bare(ZONE, "theirs", PROVIDER);
     let elsewhere = Mark {
         installation: "another".to_owned(),
         ..mark(&world, "stray")
     };
-    world.sim.plant_marked(ZONE, "stray", elsewhere);
+    world.cloud.plant_marked(ZONE, "stray", elsewhere);
     eventually(&world, "the orphan is gone", |world| {
         !world.instances().contains(&"lost".to_owned())
     })
@@ -84,7 +84,7 @@ async fn an_orphan_is_deleted_where_that_is_asked_for_and_nothing_else_is() {
         ["database", "stray", "theirs", "wanted"],
         "{world}"
     );
-    let disks: Vec<String> = world.sim.disks().into_iter().map(|(_, name)| name).collect();
+    let disks: Vec<String> = world.cloud.disks().into_iter().map(|(_, name)| name).collect();
     assert_eq!(disks, ["database", "stray", "theirs", "wanted"], "{world}");
     assert_eq!(health(&world), "");
     assert_eq!(world.omni.violations(), Vec::<String>::new());
@@ -111,7 +111,7 @@ async fn an_orphan_is_only_reported_by_default() {
     );
     wait_long().await;
     assert_eq!(world.instances(), ["lost", "wanted"], "{world}");
-    world.sim.vanish(ZONE, "lost");
+    world.cloud.vanish(ZONE, "lost");
     eventually(&world, "it is told no more", |world| health(world).is_empty()).await;
 }
 
@@ -136,7 +136,7 @@ async fn a_request_that_vanished_with_all_that_omni_knew_of_it_leaves_an_orphan(
     world.start_daemon().await;
     eventually(&world, "it goes", |world| world.instances().is_empty()).await;
     world.settle().await;
-    assert!(world.sim.disks().is_empty(), "{world}");
+    assert!(world.cloud.disks().is_empty(), "{world}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,7 +146,7 @@ async fn a_request_whose_finalizers_were_stripped_leaves_nothing() {
     world.omni.strip_request("wanted").unwrap();
     world.settle().await;
     assert_eq!(world.instances(), Vec::<String>::new(), "{world}");
-    assert!(world.sim.disks().is_empty(), "{world}");
+    assert!(world.cloud.disks().is_empty(), "{world}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,10 +201,10 @@ async fn nothing_is_collected_while_omni_is_odd() {
     assert_eq!(world.instances(), ["lost", "wanted"], "out of reach\n{world}");
 
     // The cloud does not show everything.
-    world.sim.set_blind(true);
+    world.cloud.set_blind(true);
     world.start_omni();
     wait_long().await;
-    world.sim.set_blind(false);
+    world.cloud.set_blind(false);
     assert_eq!(world.instances(), ["lost", "wanted"], "blind\n{world}");
 
     eventually(&world, "it goes at last", |world| world.instances() == ["wanted"]).await;
@@ -231,7 +231,7 @@ async fn what_was_released_is_never_touched_and_forgotten_once_it_is_gone() {
     world.settle().await;
     assert_eq!(world.instances(), ["kept", "wanted"], "{world}");
 
-    world.sim.vanish(ZONE, "kept");
+    world.cloud.vanish(ZONE, "kept");
     eventually(&world, "the release is forgotten", |world| {
         released(world).is_empty()
     })
@@ -241,7 +241,7 @@ async fn what_was_released_is_never_touched_and_forgotten_once_it_is_gone() {
 #[tokio::test(start_paused = true)]
 async fn a_release_frees_a_teardown_that_waits_for_what_cannot_be_seen() {
     let world = world(Policy::Report).await;
-    world.sim.set_blind(true);
+    world.cloud.set_blind(true);
     world.tear_down("wanted");
     world.settle().await;
     assert_eq!(world.omni.list::<MachineRequests>(PROVIDER).len(), 1, "{world}");
