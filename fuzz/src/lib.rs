@@ -26,8 +26,11 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
+/// Takes whatever comes.
+type Target = fn(&[u8]);
+
 /// Every door, by the name of its target and of its corpus.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("provider_data", provider_data),
     ("machine_request", machine_request),
     ("settings_file", settings_file),
@@ -177,7 +180,7 @@ pub fn join_config(input: &[u8]) {
         logs_port: 8092,
         provider: "oxide".to_owned(),
         request: Some(request),
-        tunnel: input.len() % 2 == 0,
+        tunnel: input.len().is_multiple_of(2),
     };
     let (url, documents) = match (params.url(), params.documents()) {
         (Ok(url), Ok(documents)) => (url, documents),
