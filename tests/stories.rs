@@ -564,3 +564,31 @@ async fn an_image_that_somebody_deleted_is_brought_again() {
     assert_eq!(world.instances(), ["first", "second"], "{world}");
     assert_eq!(world.cloud.images(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn work_that_somebody_undoes_at_once_is_done_again_and_makes_no_storm() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let world = World::start().await;
+    world.request("web");
+    world.settle().await;
+    world.forget_trace();
+    let undo = async {
+        loop {
+            for patch in world.omni.list_raw(types::INFRA, types::CONFIG_PATCH_REQUESTS) {
+                let _ = world.omni.force_destroy(&patch.namespace, &patch.kind, &patch.id);
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(tokio::time::timeout(MINUTE, undo).await.is_err());
+    let patched = world.trace("web").matches("create patch provider-id").count();
+    assert!((10..500).contains(&patched), "{patched} times in a minute");
+    world.settle().await;
+    assert_eq!(
+        world
+            .omni
+            .list_raw(types::INFRA, types::CONFIG_PATCH_REQUESTS)
+            .len(),
+        1
+    );
+}

@@ -4,12 +4,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cloud::{Cloud, ErrorKind, Timestamp};
 use crate::machine::action::{ActionKind, Step};
 use crate::machine::desired::Parsed;
 use crate::machine::observed::{Created, Failure, Seen};
 use crate::machine::status::Shown;
+
+/// No more actions for one request than this in this time: three lives of a machine from its request to its end.
+const ACTIONS: (u32, Duration) = (40, Duration::from_secs(10));
 
 /// A look at the instance, in every scope.
 #[derive(Debug)]
@@ -67,6 +71,8 @@ pub struct Memory<C: Cloud> {
     pub hurried: u32,
     /// How many writes in a row met a newer version.
     pub conflicts: u32,
+    /// How many actions were begun, and since when that is counted.
+    pub begun: (Timestamp, u32),
     /// The step under way, and since when.
     pub step: Option<(Step, Timestamp)>,
     /// When the status was last written by this process, for its text.
@@ -100,6 +106,7 @@ impl<C: Cloud> Default for Memory<C> {
             soon: 0,
             hurried: 0,
             conflicts: 0,
+            begun: (Timestamp(0), 0),
             step: None,
             reported: None,
             said: None,
@@ -108,6 +115,22 @@ impl<C: Cloud> Default for Memory<C> {
 }
 
 impl<C: Cloud> Memory<C> {
+    /// Counts an action that is about to begin; if there were too many of late, until when none is.
+    ///
+    /// Whatever undoes our work, a second daemon that has not heard the news or another controller, costs a few calls and no storm.
+    pub fn begin_action(&mut self, now: Timestamp) -> Result<(), Timestamp> {
+        let (since, count) = &mut self.begun;
+        if now >= since.after(ACTIONS.1) {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        if *count > ACTIONS.0 {
+            Err(since.after(ACTIONS.1))
+        } else {
+            Ok(())
+        }
+    }
+
     /// Notes that an action of this kind succeeded.
     pub fn succeeded(&mut self, kind: ActionKind) {
         self.failures.remove(&kind);

@@ -163,7 +163,14 @@ impl<C: Cloud> Engine<C> {
             Err(next) => return next,
         };
         debug!(goal = ?pass.goal, action = ?plan.action, finding = ?plan.finding, look = ?plan.look, "decided");
-        pass.note_step(&plan, self.clock.now());
+        let now = self.clock.now();
+        pass.note_step(&plan, now);
+        if plan.action.is_some()
+            && let Err(until) = pass.memory.begin_action(now)
+        {
+            debug!(action = ?plan.action, "what was done for this request is undone again and again");
+            return Next::At(self.clock.instant(until));
+        }
         let acted = match &plan.action {
             Some(action) => self.act(&mut pass, action, &plan).await,
             None => Outcome::Done,
