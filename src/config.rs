@@ -35,6 +35,8 @@ pub struct Config {
     pub nameservers: Vec<IpAddr>,
     /// How long after its start a machine may take to join.
     pub join_deadline: Duration,
+    /// Whether several daemons of one provider ID take turns.
+    pub high_availability: bool,
     /// The cloud, and how to reach it.
     pub cloud: CloudConfig,
     /// Certificate authorities, in PEM, to trust for the image factory besides the system's.
@@ -160,6 +162,9 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
     let join_deadline = reader
         .parsed(&setting::JOIN_DEADLINE, parse::join_deadline)
         .unwrap_or(Duration::from_secs(15 * 60));
+    let high_availability = reader
+        .parsed(&setting::HIGH_AVAILABILITY, parse::switch)
+        .unwrap_or(false);
     let nameservers = reader.nameservers();
     let factory_ca_bundle = reader.ca_bundle(&setting::FACTORY_CA_BUNDLE);
     let id = reader.parsed(&setting::PROVIDER_ID, parse::provider_id);
@@ -182,6 +187,7 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
                 concurrency,
                 nameservers,
                 join_deadline,
+                high_availability,
                 cloud,
                 factory_ca_bundle,
                 log,
@@ -217,6 +223,7 @@ impl fmt::Display for Config {
         };
         writeln!(f, "nameserver = {nameservers:?}")?;
         writeln!(f, "join_deadline = \"{}s\"", self.join_deadline.as_secs())?;
+        writeln!(f, "high_availability = {}", self.high_availability)?;
         writeln!(f, "log = {:?}", self.log.filter)?;
         writeln!(f, "log_format = {format:?}")?;
         writeln!(f, "\n[omni]\nendpoint = {:?}", self.omni.endpoint)?;

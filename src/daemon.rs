@@ -30,7 +30,7 @@ use crate::engine::stores::Stores;
 use crate::engine::{retry, workers};
 use crate::machine::Pace;
 use crate::omni::kinds::{InfraProviderStatusSpec, InfraProviderStatuses};
-use crate::omni::{Dial, IdentityError, Join, Omni, OmniError, OmniErrorKind, Settings};
+use crate::omni::{Dial, Fence, IdentityError, Join, Lease, Omni, OmniError, OmniErrorKind, Settings};
 
 /// What one daemon is made of.
 pub struct Parts<C> {
@@ -77,120 +77,224 @@ const CALLS_PER_WORKER: usize = 2;
 ///
 /// When Omni refuses the registration for a reason that waiting does not cure.
 pub async fn serve<C: Cloud>(parts: Parts<C>, stop: CancellationToken) -> Result<(), ServeError> {
-    let Parts {
-        omni,
-        cloud,
-        registration,
-        downloads,
-        nameservers,
-        concurrency,
-        pace,
-    } = parts;
-    let state = omni.state.clone();
-    let clock = Clock::start();
-    let installation = tokio::select! {
-        registered = register(&omni, &registration) => registered?,
-        () = stop.cancelled() => return Ok(()),
-    };
-    let cloud = Arc::new(Guarded::new(
-        cloud,
-        concurrency.saturating_mul(CALLS_PER_WORKER),
-        pace.create,
-    ));
-    let queue = Arc::new(Queue::default());
-    let health = Arc::new(Health::default());
-    let stores = Stores::new(&state);
-    let join = Join::new(state.clone());
-    let (imports, orders) = Imports::new(cloud.clone(), clock, queue.clone());
-    let imports = Arc::new(imports);
-    let identity = Identity {
-        provider: state.provider().to_owned(),
-        installation,
-    };
-    let engine = Arc::new(Engine {
-        cloud: cloud.clone(),
-        state: state.clone(),
-        management: omni.management.clone(),
-        join: join.clone(),
-        stores: stores.clone(),
-        inventory: Inventory::new(
-            cloud.clone(),
-            clock,
-            identity.provider.clone(),
-            identity.installation.clone(),
-        ),
-        imports: imports.clone(),
-        queue: queue.clone(),
-        health: health.clone(),
-        downloads,
-        clock,
-        pace,
-        identity,
-        nameservers,
-        schematics: Mutex::new(HashMap::new()),
-        memories: Mutex::new(HashMap::new()),
-    });
-
-    // Everything that lives as long as the daemon; dropping the set ends it all.
-    let mut background = JoinSet::new();
-    background.spawn(join.clone().run());
-    background.spawn(imports.run(orders));
-    background.spawn({
-        let (stores, queue) = (stores.clone(), queue.clone());
-        async move { stores.run(Arc::new(move |key: &str| queue.push(key))).await }
-    });
-    background.spawn({
-        let (state, health) = (state.clone(), health.clone());
-        async move { health::beat(&state, &cloud, &health, clock, pace.heartbeat).await }
-    });
-
-    let bootstrapped = async {
-        stores.bootstrapped().await;
-        join.bootstrapped().await;
+    let Some((site, mut background)) = Site::open(parts, &stop).await? else {
+        return Ok(());
     };
     tokio::select! {
-        () = bootstrapped => {}
-        () = stop.cancelled() => return Ok(()),
+        ended = site.term(Fence::open(), &stop) => ended,
+        Some(_) = background.join_next() => Err(ServeError::Ended),
     }
-    let keys = stores.keys();
-    info!(requests = keys.len(), "ready");
-    for key in keys {
-        queue.push(&key);
-    }
-
-    let mut working = JoinSet::new();
-    working.spawn(workers::run(engine, concurrency, stop.clone()));
-    tokio::select! {
-        () = stop.cancelled() => {}
-        Some(_) = background.join_next() => return Err(ServeError::Ended),
-    }
-    info!("stopping: no new work, waiting for what is under way");
-    let ended = tokio::time::timeout(pace.shutdown, async {
-        while working.join_next().await.is_some() {}
-    });
-    if ended.await.is_err() {
-        warn!("some calls did not end in time; the next start looks at what became of them");
-    }
-    Ok(())
 }
 
-/// Registers, again and again while Omni is out of reach.
-async fn register(omni: &Omni, registration: &InfraProviderStatusSpec) -> Result<String, IdentityError> {
+/// The same, taking turns with other daemons of the provider ID: it stands by, with warm stores, until it holds the lease, and
+/// again when it has lost it. After `stop` it lets go of the lease.
+///
+/// # Errors
+///
+/// As [`serve`].
+pub async fn serve_in_turns<C: Cloud>(parts: Parts<C>, stop: CancellationToken) -> Result<(), ServeError> {
+    let Some((site, mut background)) = Site::open(parts, &stop).await? else {
+        return Ok(());
+    };
+    let closing = CancellationToken::new();
+    let mut keeping = JoinSet::new();
+    keeping.spawn(site.lease.clone().keep(closing.clone()));
+    let turns = async {
+        loop {
+            let fence = tokio::select! {
+                fence = site.lease.held() => fence,
+                () = stop.cancelled() => return Ok(()),
+            };
+            match fence.guard(site.term(fence.clone(), &stop)).await {
+                Some(ended) => return ended,
+                None => warn!("lost the lease; what was under way is dropped"),
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = turns => ended,
+        Some(_) = background.join_next() => Err(ServeError::Ended),
+        Some(_) = keeping.join_next() => Err(ServeError::Ended),
+    };
+    closing.cancel();
+    while keeping.join_next().await.is_some() {}
+    ended
+}
+
+/// What lives as long as the daemon, whoever's turn it is.
+struct Site<C: Cloud> {
+    omni: Omni,
+    cloud: Arc<Guarded<C>>,
+    registration: InfraProviderStatusSpec,
+    downloads: download::Settings,
+    nameservers: Vec<IpAddr>,
+    concurrency: usize,
+    pace: Pace,
+    clock: Clock,
+    queue: Arc<Queue>,
+    stores: Stores,
+    join: Join,
+    lease: Lease,
+}
+
+impl<C: Cloud> Site<C> {
+    /// Signs in and begins to watch; the tasks end with the set. `None` if `stop` came first.
+    async fn open(
+        parts: Parts<C>,
+        stop: &CancellationToken,
+    ) -> Result<Option<(Self, JoinSet<()>)>, ServeError> {
+        let Parts {
+            omni,
+            cloud,
+            registration,
+            downloads,
+            nameservers,
+            concurrency,
+            pace,
+        } = parts;
+        tokio::select! {
+            known = patiently("sign in to", || omni.who_am_i()) => known?,
+            () = stop.cancelled() => return Ok(None),
+        }
+        let queue = Arc::new(Queue::default());
+        let stores = Stores::new(&omni.state);
+        let join = Join::new(omni.state.clone());
+        let mut background = JoinSet::new();
+        background.spawn(join.clone().run());
+        background.spawn({
+            let (stores, queue) = (stores.clone(), queue.clone());
+            async move { stores.run(Arc::new(move |key: &str| queue.push(key))).await }
+        });
+        let site = Self {
+            cloud: Arc::new(Guarded::new(
+                cloud,
+                concurrency.saturating_mul(CALLS_PER_WORKER),
+                pace.create,
+            )),
+            lease: Lease::new(omni.state.clone(), pace.lease),
+            omni,
+            registration,
+            downloads,
+            nameservers,
+            concurrency,
+            pace,
+            clock: Clock::start(),
+            queue,
+            stores,
+            join,
+        };
+        Ok(Some((site, background)))
+    }
+
+    /// Works until `stop`, or until it is dropped: for a lease, a crash. What was remembered of the requests ends with it, since
+    /// others may act in between.
+    async fn term(&self, fence: Fence, stop: &CancellationToken) -> Result<(), ServeError> {
+        let Self {
+            omni,
+            cloud,
+            pace,
+            clock,
+            ..
+        } = self;
+        let state = omni.state.clone();
+        let registered = patiently("register with", async || {
+            Ok(health::register(&state, &self.registration).await?)
+        });
+        let installation = tokio::select! {
+            registered = registered => registered?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let identity = Identity {
+            provider: state.provider().to_owned(),
+            installation,
+        };
+        let health = Arc::new(Health::default());
+        let (imports, orders) = Imports::new(cloud.clone(), *clock, self.queue.clone());
+        let imports = Arc::new(imports);
+        let engine = Arc::new(Engine {
+            cloud: cloud.clone(),
+            state: state.clone(),
+            management: omni.management.clone(),
+            join: self.join.clone(),
+            stores: self.stores.clone(),
+            inventory: Inventory::new(
+                cloud.clone(),
+                *clock,
+                identity.provider.clone(),
+                identity.installation.clone(),
+            ),
+            imports: imports.clone(),
+            lease: self.lease.clone(),
+            fence: fence.clone(),
+            queue: self.queue.clone(),
+            health: health.clone(),
+            downloads: self.downloads.clone(),
+            clock: *clock,
+            pace: *pace,
+            identity,
+            nameservers: self.nameservers.clone(),
+            schematics: Mutex::new(HashMap::new()),
+            memories: Mutex::new(HashMap::new()),
+        });
+
+        // Everything that lives as long as the term; dropping the set ends it all.
+        let mut background = JoinSet::new();
+        background.spawn(imports.run(orders, fence.clone()));
+        background.spawn({
+            let (cloud, clock, every) = (cloud.clone(), *clock, pace.heartbeat);
+            async move {
+                let beating = health::beat(&state, &cloud, &health, clock, every);
+                fence.guard(beating).await;
+            }
+        });
+
+        let bootstrapped = async {
+            self.stores.bootstrapped().await;
+            self.join.bootstrapped().await;
+        };
+        tokio::select! {
+            () = bootstrapped => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        let keys = self.stores.keys();
+        info!(requests = keys.len(), "ready");
+        for key in keys {
+            self.queue.push(&key);
+        }
+
+        let mut working = JoinSet::new();
+        working.spawn(workers::run(engine, self.concurrency, stop.clone()));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Some(_) = background.join_next() => return Err(ServeError::Ended),
+        }
+        info!("stopping: no new work, waiting for what is under way");
+        let ended = tokio::time::timeout(pace.shutdown, async {
+            while working.join_next().await.is_some() {}
+        });
+        if ended.await.is_err() {
+            warn!("some calls did not end in time; the next start looks at what became of them");
+        }
+        Ok(())
+    }
+}
+
+/// Does it, again and again while Omni is out of reach.
+async fn patiently<T>(
+    what: &'static str,
+    attempt: impl AsyncFn() -> Result<T, IdentityError>,
+) -> Result<T, IdentityError> {
     let mut failures = 0;
     loop {
-        let result = async {
-            omni.who_am_i().await?;
-            Ok(health::register(&omni.state, registration).await?)
-        };
-        let error = match result.await {
-            Ok(installation) => return Ok(installation),
+        let error = match attempt().await {
+            Ok(done) => return Ok(done),
             Err(IdentityError::Omni(error)) if waits(&error) => error,
             Err(error) => return Err(error),
         };
         failures += 1;
         let wait = retry::wait(ErrorKind::Unavailable, failures);
         let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        warn!(%error, retry_in_ms, "cannot register with Omni yet");
+        warn!(%error, retry_in_ms, "cannot {what} Omni yet");
         tokio::time::sleep(wait).await;
     }
 }
@@ -214,7 +318,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let served = async {
         match &config.cloud {
             #[cfg(feature = "oxide")]
-            CloudConfig::Oxide(site) => serve(parts(oxide(site, &config)?, &config)?, stop).await?,
+            CloudConfig::Oxide(site) => {
+                let parts = parts(oxide(site, &config)?, &config)?;
+                match config.high_availability {
+                    true => serve_in_turns(parts, stop).await?,
+                    false => serve(parts, stop).await?,
+                }
+            }
         }
         anyhow::Ok(())
     };

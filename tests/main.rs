@@ -9,6 +9,7 @@ mod command_line;
 mod cosi;
 mod crash;
 mod house;
+mod lease;
 mod planner;
 mod stories;
 mod support;

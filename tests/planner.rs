@@ -71,6 +71,7 @@ fn claimed() -> Observed<Zone> {
         image: ImageSeen::Present,
         failures: BTreeMap::new(),
         created: None,
+        claimed_since: Some(Timestamp(0)),
         deleting: None,
         ended: false,
         teardown_seen: None,
@@ -812,6 +813,7 @@ impl World {
                     scopes: scopes.clone(),
                 });
             }
+            Action::TakeLease => seen.lease = true,
             Action::RegisterSchematic => seen.schematic = true,
             Action::StartImport { .. } => seen.image = ImageSeen::Importing(None),
             Action::CreateInstance { scope } => set(seen, scope, instance(InstanceState::Stopped)),

@@ -96,6 +96,8 @@ settings! {
         "a nameserver for the machines, from their first boot on; may be repeated";
     JOIN_DEADLINE = "" "join_deadline", "join-deadline", ["JOIN_DEADLINE"], Single, "15m", "TIME",
         "how long after its start a machine may take to join before it counts as failed";
+    HIGH_AVAILABILITY = "" "high_availability", "high-availability", ["HIGH_AVAILABILITY"], Switch, "false", "BOOL",
+        "whether several daemons of this provider ID take turns: one is active, the others stand by";
     FACTORY_CA_BUNDLE = "factory" "ca_bundle", "factory-ca-bundle", ["FACTORY_CA_BUNDLE"], Single, "", "PATH",
         "a PEM file of certificate authorities to trust for the image factory, besides the system's";
     LOG = "" "log", "log", ["LOG"], Single, "info", "FILTER",

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::cloud::{Cloud, ErrorKind};
 use crate::machine::action::{Action, ActionKind, Plan};
-use crate::omni::OmniErrorKind;
+use crate::omni::{LeaseError, OmniErrorKind};
 
 use super::imports::Chain;
 use super::reconcile::{Engine, Outcome, Pass};
@@ -28,7 +28,13 @@ impl<C: Cloud> Engine<C> {
         let outcome = match action {
             Action::AddFinalizer => self.add_finalizer(pass).await,
             Action::CreateStatus => self.create_status(pass, &plan.finding, None).await,
+            Action::WriteClaim { scopes } if scopes.len() > 1 => {
+                let fence = self.lease.fence();
+                let written = fence.guard(self.write_claim(pass, &plan.finding, scopes)).await;
+                written.unwrap_or(Outcome::Moved)
+            }
             Action::WriteClaim { scopes } => self.write_claim(pass, &plan.finding, scopes).await,
+            Action::TakeLease => self.take_lease(pass).await,
             Action::RegisterSchematic => self.register_schematic(pass).await,
             Action::StartImport { scope } => self.start_import(pass, scope),
             Action::CreateInstance { scope } => self.create_instance(pass, scope, &plan.finding).await,
@@ -79,6 +85,19 @@ impl<C: Cloud> Engine<C> {
             pass.memory.succeeded(action.kind());
         }
         outcome
+    }
+
+    async fn take_lease(&self, pass: &mut Pass<'_, C>) -> Outcome {
+        match self.lease.take().await {
+            Ok(()) => Outcome::Done,
+            Err(error) => {
+                let kind = match &error {
+                    LeaseError::Elsewhere => ErrorKind::Busy,
+                    LeaseError::Omni(error) => meaning(error.kind),
+                };
+                self.failed(pass, ActionKind::Lease, kind, &error)
+            }
+        }
     }
 
     pub(super) fn failed(

@@ -78,6 +78,7 @@ impl<C: Cloud> Engine<C> {
             })
             .collect();
         let claimed = status_seen.as_ref().and_then(|status| status.placement.as_ref());
+        let claimed_since = claimed.map(|claim| memory.claims(&claim.scopes, self.clock.now()));
         let scopes = match (claimed, &legacy) {
             (Some(placement), _) => placement.scopes.clone(),
             (None, Some(legacy)) => vec![legacy.scope.clone()],
@@ -97,13 +98,14 @@ impl<C: Cloud> Engine<C> {
             schematic: self.schematic_of(memory).is_some(),
             image: ImageSeen::Unasked,
             failures: memory.failures.clone(),
-            created: memory.created,
+            created: memory.created.as_ref().map(|(_, created)| *created),
+            claimed_since,
             deleting: memory.deleting,
             ended: memory.ended,
             teardown_seen: memory.teardown_seen,
             running_since: memory.running.map(|(since, _)| since),
             last_running: memory.running.map(|(_, last)| last),
-            lease: false,
+            lease: self.lease.holds(),
         }
     }
 

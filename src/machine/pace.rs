@@ -24,6 +24,8 @@ pub struct Pace {
     pub report_same: Duration,
     /// Between two heartbeats. Omni takes a provider for lost after 31 s.
     pub heartbeat: Duration,
+    /// How long after the last sign of life of the daemon that holds the lease another one takes over.
+    pub lease: Duration,
     /// How long running cloud calls may take to end after SIGTERM.
     pub shutdown: Duration,
 }
@@ -40,6 +42,7 @@ impl Default for Pace {
             report_step: Duration::from_secs(2),
             report_same: Duration::from_secs(15),
             heartbeat: Duration::from_secs(10),
+            lease: Duration::from_secs(12),
             shutdown: Duration::from_secs(20),
         }
     }

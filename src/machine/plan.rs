@@ -145,7 +145,7 @@ fn run<S: Scope>(
                 wait(Finding::Step(Step::Preparing), Look::At(ripe))
             }
         }
-        Overall::Nothing(by, _) => absent(class_scopes, invalid, seen, now, by),
+        Overall::Nothing(by, at) => absent(class_scopes, invalid, seen, now, pace, (by, at)),
         Overall::Ours(scope, instance) => {
             // R14, R15
             match &instance.state {
@@ -205,7 +205,8 @@ fn absent<S: Scope>(
     invalid: Option<&String>,
     seen: &Observed<S>,
     now: Timestamp,
-    by: By,
+    pace: &Pace,
+    (by, at): (By, Timestamp),
 ) -> Decision<S> {
     // R9
     if let Some(reason) = invalid {
@@ -246,9 +247,11 @@ fn absent<S: Scope>(
     }
     // R12
     if seen.created == Some(Created::Failed(ErrorKind::Exhausted))
-        && seen.lease
         && let Some(next) = next_scope(class_scopes, seen)
     {
+        if !seen.lease {
+            return attempt(seen, now, Action::TakeLease, Step::NextScope);
+        }
         if by == By::List {
             return Decision::Ask(Ask::InstanceByFind);
         }
@@ -261,7 +264,16 @@ fn absent<S: Scope>(
             Finding::Step(Step::NextScope),
         );
     }
-    // R13
+    // R13: a creation that another process began when fewer scopes were claimed may still land in one of them.
+    if seen.placement().is_some_and(|placement| placement.scopes.len() > 1) {
+        let settled = seen.claimed_since.unwrap_or(now).after(pace.settle);
+        if settled > now {
+            return wait(Finding::Step(Step::NextScope), Look::At(settled));
+        }
+        if by == By::List || at < settled {
+            return Decision::Ask(Ask::InstanceByFind);
+        }
+    }
     let scope = scope.clone();
     attempt(seen, now, Action::CreateInstance { scope }, Step::Creating)
 }
