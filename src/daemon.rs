@@ -153,7 +153,7 @@ impl<C: Cloud> Site<C> {
             pace,
         } = parts;
         tokio::select! {
-            known = patiently("sign in to", || omni.who_am_i()) => known?,
+            signed_in = sign_in(&omni) => signed_in?,
             () = stop.cancelled() => return Ok(None),
         }
         let queue = Arc::new(Queue::default());
@@ -197,11 +197,8 @@ impl<C: Cloud> Site<C> {
             ..
         } = self;
         let state = omni.state.clone();
-        let registered = patiently("register with", async || {
-            Ok(health::register(&state, &self.registration).await?)
-        });
         let installation = tokio::select! {
-            registered = registered => registered?,
+            registered = register(omni, &self.registration) => registered?,
             () = stop.cancelled() => return Ok(()),
         };
         let identity = Identity {
@@ -279,24 +276,40 @@ impl<C: Cloud> Site<C> {
     }
 }
 
-/// Does it, again and again while Omni is out of reach.
-async fn patiently<T>(
-    what: &'static str,
-    attempt: impl AsyncFn() -> Result<T, IdentityError>,
-) -> Result<T, IdentityError> {
+/// Asks Omni who we are, again and again while it is out of reach.
+async fn sign_in(omni: &Omni) -> Result<(), IdentityError> {
     let mut failures = 0;
     loop {
-        let error = match attempt().await {
-            Ok(done) => return Ok(done),
-            Err(IdentityError::Omni(error)) if waits(&error) => error,
-            Err(error) => return Err(error),
-        };
-        failures += 1;
-        let wait = retry::wait(ErrorKind::Unavailable, failures);
-        let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        warn!(%error, retry_in_ms, "cannot {what} Omni yet");
-        tokio::time::sleep(wait).await;
+        match omni.who_am_i().await {
+            Ok(()) => return Ok(()),
+            Err(error) => wait_out(error, &mut failures).await?,
+        }
     }
+}
+
+/// Registers, in the same way.
+async fn register(omni: &Omni, registration: &InfraProviderStatusSpec) -> Result<String, IdentityError> {
+    let mut failures = 0;
+    loop {
+        match health::register(&omni.state, registration).await {
+            Ok(installation) => return Ok(installation),
+            Err(error) => wait_out(error.into(), &mut failures).await?,
+        }
+    }
+}
+
+/// Waits before the next try, if waiting may cure it.
+async fn wait_out(error: IdentityError, failures: &mut u32) -> Result<(), IdentityError> {
+    let error = match error {
+        IdentityError::Omni(error) if waits(&error) => error,
+        error => return Err(error),
+    };
+    *failures += 1;
+    let wait = retry::wait(ErrorKind::Unavailable, *failures);
+    let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    warn!(%error, retry_in_ms, "cannot register with Omni yet");
+    tokio::time::sleep(wait).await;
+    Ok(())
 }
 
 /// Whether waiting may cure it.

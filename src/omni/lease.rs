@@ -382,17 +382,20 @@ impl Fence {
     }
 
     /// Polls `work` while the right lasts, and asks for it before every poll; `None` and a dropped `work` once it is lost.
-    pub async fn guard<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let mut lost = pin!(self.lost());
-        let mut work = pin!(work);
-        std::future::poll_fn(|context| {
-            // The timer alone would not do: a machine that wakes may run others first, and timers sleep with it.
-            if !self.holds() || lost.as_mut().poll(context).is_ready() {
-                return Poll::Ready(None);
-            }
-            work.as_mut().poll(context).map(Some)
-        })
-        .await
+    pub fn guard<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+        // What is guarded is large, and each layer around it would hold it twice.
+        let mut work = Box::pin(work);
+        async move {
+            let mut lost = pin!(self.lost());
+            std::future::poll_fn(|context| {
+                // The timer alone would not do: a process that wakes may run others first, and timers sleep with the machine.
+                if !self.holds() || lost.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(None);
+                }
+                work.as_mut().poll(context).map(Some)
+            })
+            .await
+        }
     }
 }
 
