@@ -62,8 +62,8 @@ pub struct Memory<C: Cloud> {
     pub conflicts: u32,
     /// The step under way, and since when.
     pub step: Option<(Step, Timestamp)>,
-    /// When the status was last written by this process, for its text.
-    pub reported: Option<Timestamp>,
+    /// The cause that this process last wrote into the status, and when.
+    pub reported: Option<(String, Timestamp)>,
 }
 
 impl<C: Cloud> Default for Memory<C> {

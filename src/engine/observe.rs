@@ -260,7 +260,12 @@ impl<C: Cloud> Engine<C> {
             return false;
         };
         let same = same_scopes(&looked.scopes, &pass.seen.scopes);
-        let good_for = looked.scopes.iter().map(|(_, seen)| self.good_for(seen)).min();
+        let ran = pass.seen.ran();
+        let good_for = looked
+            .scopes
+            .iter()
+            .map(|(_, seen)| self.good_for(seen, ran))
+            .min();
         if !same || looked.at < mutated || now.since(looked.at) >= good_for.unwrap_or_default() {
             return false;
         }
@@ -269,11 +274,12 @@ impl<C: Cloud> Engine<C> {
         true
     }
 
-    /// How long a look stays good, if we change nothing. Absence lets us create, which is safe; what is under way is looked at
-    /// anew each time.
-    fn good_for(&self, seen: &Seen) -> Duration {
+    /// How long a look stays good, if we change nothing. Absence lets us create, which is safe, but not call a machine lost that
+    /// another daemon made meanwhile; what is under way is looked at anew each time.
+    fn good_for(&self, seen: &Seen, ran: bool) -> Duration {
         match seen {
             Seen::Known { found, .. } => match found {
+                Found::Nothing if ran => Duration::ZERO,
                 Found::Nothing => self.pace.slow / 2,
                 Found::Ours(instance) => match instance.state {
                     InstanceState::Running => self.pace.slow / 2,

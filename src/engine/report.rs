@@ -27,9 +27,8 @@ impl<C: Cloud> Engine<C> {
         };
         let now = self.clock.now();
         let mut wanted = (*status).clone();
-        if let Some(shown) = shown(finding, &pass.seen)
-            && self.is_time(pass, &shown, &status.spec, now)
-        {
+        let shown = shown(finding, &pass.seen).filter(|shown| self.is_time(pass, shown, &status.spec, now));
+        if let Some(shown) = &shown {
             shown.write_into(&mut wanted.spec);
         }
         if let Some(uuid) = uuid(pass) {
@@ -56,7 +55,9 @@ impl<C: Cloud> Engine<C> {
         let result = self.state.update(&wanted, None).await;
         let outcome = self.written(pass, &self.stores.statuses, &status, result).await;
         if outcome == Outcome::Done {
-            pass.memory.reported = Some(now);
+            let last = pass.memory.reported.take().map(|(cause, _)| cause);
+            let cause = shown.map(|shown| shown.cause).or(last);
+            pass.memory.reported = Some((cause.unwrap_or_default(), now));
         }
         outcome
     }
@@ -71,13 +72,15 @@ impl<C: Cloud> Engine<C> {
         if shown.is_line_of(status) {
             return false;
         }
-        if shown.is_cause_of(status) {
-            return pass
-                .memory
-                .reported
-                .is_none_or(|at| now.since(at) >= self.pace.report_same);
+        let same = shown.is_cause_of(status);
+        if let Some((cause, at)) = &pass.memory.reported
+            && (same || *cause == shown.cause)
+            && now.since(*at) < self.pace.report_same
+        {
+            // Where another daemon has something else to say, each write would be answered with one at once.
+            return false;
         }
-        !shown.step
+        same || !shown.step
             || pass
                 .memory
                 .step
@@ -92,12 +95,21 @@ impl<C: Cloud> Engine<C> {
         }
         let status = self.stores.statuses.get(pass.key)?;
         let shown = shown(&plan.finding, &pass.seen)?;
+        let now = self.clock.now();
+        let same = shown.is_cause_of(&status.spec);
+        if let Some((cause, at)) = &pass.memory.reported
+            && !same
+            && *cause == shown.cause
+            && now.since(*at) < self.pace.report_same
+        {
+            return Some(at.after(self.pace.report_same));
+        }
         if !shown.step {
             return None;
         }
-        if shown.is_cause_of(&status.spec) {
+        if same {
             let progresses = matches!(plan.finding, Finding::Step(Step::ImportingImage(_)));
-            let last = pass.memory.reported.unwrap_or_else(|| self.clock.now());
+            let last = pass.memory.reported.as_ref().map_or(now, |(_, at)| *at);
             return progresses.then(|| last.after(self.pace.report_same));
         }
         let (_, since) = pass.memory.step.as_ref()?;

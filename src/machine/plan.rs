@@ -265,7 +265,10 @@ fn absent<S: Scope>(
         );
     }
     // R13: a creation that another process began when fewer scopes were claimed may still land in one of them.
-    if seen.placement().is_some_and(|placement| placement.scopes.len() > 1) {
+    if seen
+        .placement()
+        .is_some_and(|placement| placement.scopes.len() > 1)
+    {
         let settled = seen.claimed_since.unwrap_or(now).after(pace.settle);
         if settled > now {
             return wait(Finding::Step(Step::NextScope), Look::At(settled));
