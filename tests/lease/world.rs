@@ -25,7 +25,7 @@ use omni_infra_provider::omni::{self, Settings};
 use omni_infra_provider::sandbox::omni::{Call, Moment, Omni, OmniOptions, Rpc, Verdict};
 use omni_infra_provider::secret::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,19 @@ pub(super) struct Line {
     pub(super) what: String,
 }
 
-type Log = Arc<Mutex<Vec<Line>>>;
+/// All that was done, and a word to whoever waits for more.
+#[derive(Debug, Clone, Default)]
+struct Log {
+    lines: Arc<Mutex<Vec<Line>>>,
+    grown: Arc<Notify>,
+}
+
+impl Log {
+    fn push(&self, who: &'static str, what: String) {
+        self.lines.lock().unwrap().push(Line { who, what });
+        self.grown.notify_waiters();
+    }
+}
 
 /// Lets pass, or makes wait.
 #[derive(Debug, Clone)]
@@ -108,8 +120,7 @@ impl World {
         omni.set_hook(Arc::new(
             move |call: &Call, moment: Moment| -> BoxFuture<'static, Verdict> {
                 if moment == Moment::Before && call.rpc.writes() && !call.kind.contains("Health") {
-                    let what = call.to_string();
-                    hooked.lock().unwrap().push(Line { who: "", what });
+                    hooked.push("", call.to_string());
                 }
                 Box::pin(async { Verdict::Proceed })
             },
@@ -287,13 +298,13 @@ impl World {
 
     /// What was done since `from`, but for the lease.
     pub(super) fn log(&self, from: usize) -> Vec<Line> {
-        let log = self.log.lock().unwrap();
+        let log = self.log.lines.lock().unwrap();
         let lines = log[from..].iter().filter(|line| !line.what.contains(" Lease/"));
         lines.cloned().collect()
     }
 
     pub(super) fn log_length(&self) -> usize {
-        self.log.lock().unwrap().len()
+        self.log.lines.lock().unwrap().len()
     }
 
     /// Zone and name of all instances.
@@ -306,8 +317,12 @@ impl World {
     pub(super) async fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) -> Duration {
         let begun = Instant::now();
         let met = async {
-            while !condition(self) && self.log_length() < CALLS {
-                sleep(Duration::from_millis(1)).await;
+            loop {
+                let grown = self.log.grown.notified();
+                if condition(self) || self.log_length() >= CALLS {
+                    break;
+                }
+                drop(timeout(Duration::from_millis(100), grown).await);
             }
             self.log_length() < CALLS
         };
@@ -324,7 +339,7 @@ impl World {
 
     /// A write to Omni, or a call of the cloud by that daemon.
     pub(super) fn did(&self, who: &str, what: &str) -> bool {
-        let log = self.log.lock().unwrap();
+        let log = self.log.lines.lock().unwrap();
         log.iter().any(|line| line.who == who && line.what.contains(what))
     }
 
@@ -338,7 +353,7 @@ impl World {
 /// Everything that a person needs to understand a failure.
 impl std::fmt::Display for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for line in self.log.lock().unwrap().iter() {
+        for line in self.log.lines.lock().unwrap().iter() {
             writeln!(f, "{:4} {}", line.who, line.what)?;
         }
         writeln!(
@@ -390,7 +405,7 @@ struct View {
 
 impl View {
     async fn call<T>(&self, what: String, call: impl Future<Output = Result<T>>) -> Result<T> {
-        self.log.lock().unwrap().push(Line { who: self.who, what });
+        self.log.push(self.who, what);
         // Time for a test to shut the gate.
         sleep(Duration::from_millis(5)).await;
         self.calls.pass().await;
