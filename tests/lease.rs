@@ -239,6 +239,7 @@ async fn a_creation_that_lands_late_in_a_zone_that_another_daemon_left_stays_the
     until_provisioned(&world, "web").await;
     sleep(Duration::from_secs(600)).await;
     assert_eq!(world.instances(), one("x", "web"), "{world}");
+    assert!(!world.did("", "the instance is gone"), "{world}");
 }
 
 #[tokio::test(start_paused = true)]
