@@ -41,6 +41,8 @@ pub struct Config {
     pub join_deadline: Duration,
     /// What happens to instances that no machine request wants.
     pub orphans: OrphanPolicy,
+    /// Whether several daemons of one provider ID take turns.
+    pub high_availability: bool,
     /// The cloud, and how to reach it.
     pub cloud: CloudConfig,
     /// Certificate authorities, in PEM, to trust for the image factory besides the system's.
@@ -178,6 +180,9 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
     let orphans = reader
         .parsed(&setting::ORPHANS, parse::orphans)
         .unwrap_or(OrphanPolicy::Report);
+    let high_availability = reader
+        .parsed(&setting::HIGH_AVAILABILITY, parse::switch)
+        .unwrap_or(false);
     let nameservers = reader.nameservers();
     let factory_ca_bundle = reader.ca_bundle(&setting::FACTORY_CA_BUNDLE);
     let id = reader.parsed(&setting::PROVIDER_ID, parse::provider_id);
@@ -201,6 +206,7 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
                 nameservers,
                 join_deadline,
                 orphans,
+                high_availability,
                 cloud,
                 factory_ca_bundle,
                 log,
@@ -244,6 +250,7 @@ impl fmt::Display for Config {
             OrphanPolicy::Delete => "delete",
         };
         writeln!(f, "orphans = {orphans:?}")?;
+        writeln!(f, "high_availability = {}", self.high_availability)?;
         writeln!(f, "log = {:?}", self.log.filter)?;
         writeln!(f, "log_format = {format:?}")?;
         writeln!(f, "\n[omni]\nendpoint = {:?}", self.omni.endpoint)?;

@@ -1,11 +1,12 @@
 //! Wires everything together once, runs it, and shuts it down in order.
 
+mod commands;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -28,11 +29,12 @@ use crate::engine::orphans::Policy;
 use crate::engine::queue::Queue;
 use crate::engine::reconcile::{Engine, Identity};
 use crate::engine::stores::Stores;
-use crate::engine::{orphans, release, retry, workers};
+use crate::engine::{orphans, retry, workers};
 use crate::machine::Pace;
-use crate::machine::orphan::{Verdict, judge};
-use crate::omni::kinds::{InfraProviderStatusSpec, InfraProviderStatuses};
-use crate::omni::{Dial, IdentityError, Join, Omni, OmniError, OmniErrorKind, Settings};
+use crate::omni::kinds::InfraProviderStatusSpec;
+use crate::omni::{Dial, Fence, IdentityError, Join, Lease, Omni, OmniError, OmniErrorKind, Settings};
+
+pub use commands::{GivenBack, OrphanList, OrphanRow, check, orphans, release};
 
 /// What one daemon is made of.
 pub struct Parts<C> {
@@ -81,124 +83,248 @@ const CALLS_PER_WORKER: usize = 2;
 ///
 /// When Omni refuses the registration for a reason that waiting does not cure.
 pub async fn serve<C: Cloud>(parts: Parts<C>, stop: CancellationToken) -> Result<(), ServeError> {
-    let Parts {
-        omni,
-        cloud,
-        registration,
-        downloads,
-        nameservers,
-        concurrency,
-        pace,
-        orphans: policy,
-    } = parts;
-    let state = omni.state.clone();
-    let clock = Clock::start();
-    let installation = tokio::select! {
-        registered = register(&omni, &registration) => registered?,
-        () = stop.cancelled() => return Ok(()),
-    };
-    let cloud = Arc::new(Guarded::new(
-        cloud,
-        concurrency.saturating_mul(CALLS_PER_WORKER),
-        pace.create,
-    ));
-    let queue = Arc::new(Queue::default());
-    let health = Arc::new(Health::default());
-    let stores = Stores::new(&state);
-    let join = Join::new(state.clone());
-    let (imports, orders) = Imports::new(cloud.clone(), clock, queue.clone());
-    let imports = Arc::new(imports);
-    let identity = Identity {
-        provider: state.provider().to_owned(),
-        installation,
-    };
-    let engine = Arc::new(Engine {
-        cloud: cloud.clone(),
-        state: state.clone(),
-        management: omni.management.clone(),
-        join: join.clone(),
-        stores: stores.clone(),
-        inventory: Inventory::new(
-            cloud.clone(),
-            clock,
-            identity.provider.clone(),
-            identity.installation.clone(),
-        ),
-        imports: imports.clone(),
-        queue: queue.clone(),
-        health: health.clone(),
-        downloads,
-        clock,
-        pace,
-        identity,
-        nameservers,
-        schematics: Mutex::new(HashMap::new()),
-        memories: Mutex::new(HashMap::new()),
-    });
-
-    // Everything that lives as long as the daemon; dropping the set ends it all.
-    let mut background = JoinSet::new();
-    background.spawn(join.clone().run());
-    background.spawn(imports.run(orders));
-    background.spawn({
-        let (stores, queue) = (stores.clone(), queue.clone());
-        async move { stores.run(Arc::new(move |key: &str| queue.push(key))).await }
-    });
-    background.spawn({
-        let (state, health) = (state.clone(), health.clone());
-        async move { health::beat(&state, &cloud, &health, clock, pace.heartbeat).await }
-    });
-
-    let bootstrapped = async {
-        stores.bootstrapped().await;
-        join.bootstrapped().await;
+    let Some((site, mut background)) = Site::open(parts, &stop).await? else {
+        return Ok(());
     };
     tokio::select! {
-        () = bootstrapped => {}
-        () = stop.cancelled() => return Ok(()),
+        ended = site.term(Fence::open(), &stop) => ended,
+        Some(_) = background.join_next() => Err(ServeError::Ended),
     }
-    let keys = stores.keys();
-    info!(requests = keys.len(), "ready");
-    for key in keys {
-        queue.push(&key);
-    }
-
-    background.spawn(orphans::run(engine.clone(), policy));
-    let mut working = JoinSet::new();
-    working.spawn(workers::run(engine, concurrency, stop.clone()));
-    tokio::select! {
-        () = stop.cancelled() => {}
-        Some(_) = background.join_next() => return Err(ServeError::Ended),
-    }
-    info!("stopping: no new work, waiting for what is under way");
-    let ended = tokio::time::timeout(pace.shutdown, async {
-        while working.join_next().await.is_some() {}
-    });
-    if ended.await.is_err() {
-        warn!("some calls did not end in time; the next start looks at what became of them");
-    }
-    Ok(())
 }
 
-/// Registers, again and again while Omni is out of reach.
+/// The same, taking turns with other daemons of the provider ID: it stands by, with warm stores, until it holds the lease, and
+/// again when it has lost it. After `stop` it lets go of the lease.
+///
+/// # Errors
+///
+/// As [`serve`].
+pub async fn serve_in_turns<C: Cloud>(parts: Parts<C>, stop: CancellationToken) -> Result<(), ServeError> {
+    let Some((site, mut background)) = Site::open(parts, &stop).await? else {
+        return Ok(());
+    };
+    let closing = CancellationToken::new();
+    let mut keeping = JoinSet::new();
+    keeping.spawn(site.lease.clone().keep(closing.clone()));
+    let turns = async {
+        loop {
+            let fence = tokio::select! {
+                fence = site.lease.held() => fence,
+                () = stop.cancelled() => return Ok(()),
+            };
+            match fence.guard(site.term(fence.clone(), &stop)).await {
+                Some(ended) => return ended,
+                None => warn!("lost the lease; what was under way is dropped"),
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = turns => ended,
+        Some(_) = background.join_next() => Err(ServeError::Ended),
+        Some(_) = keeping.join_next() => Err(ServeError::Ended),
+    };
+    closing.cancel();
+    while keeping.join_next().await.is_some() {}
+    ended
+}
+
+/// What lives as long as the daemon, whoever's turn it is.
+struct Site<C: Cloud> {
+    omni: Omni,
+    cloud: Arc<Guarded<C>>,
+    registration: InfraProviderStatusSpec,
+    downloads: download::Settings,
+    nameservers: Vec<IpAddr>,
+    concurrency: usize,
+    pace: Pace,
+    orphans: Policy,
+    clock: Clock,
+    queue: Arc<Queue>,
+    stores: Stores,
+    join: Join,
+    lease: Lease,
+}
+
+impl<C: Cloud> Site<C> {
+    /// Signs in and begins to watch; the tasks end with the set. `None` if `stop` came first.
+    async fn open(
+        parts: Parts<C>,
+        stop: &CancellationToken,
+    ) -> Result<Option<(Self, JoinSet<()>)>, ServeError> {
+        let Parts {
+            omni,
+            cloud,
+            registration,
+            downloads,
+            nameservers,
+            concurrency,
+            pace,
+            orphans,
+        } = parts;
+        tokio::select! {
+            signed_in = sign_in(&omni) => signed_in?,
+            () = stop.cancelled() => return Ok(None),
+        }
+        let queue = Arc::new(Queue::default());
+        let stores = Stores::new(&omni.state);
+        let join = Join::new(omni.state.clone());
+        let mut background = JoinSet::new();
+        background.spawn(join.clone().run());
+        background.spawn({
+            let (stores, queue) = (stores.clone(), queue.clone());
+            async move { stores.run(Arc::new(move |key: &str| queue.push(key))).await }
+        });
+        let site = Self {
+            cloud: Arc::new(Guarded::new(
+                cloud,
+                concurrency.saturating_mul(CALLS_PER_WORKER),
+                pace.create,
+            )),
+            lease: Lease::new(omni.state.clone(), pace.lease),
+            omni,
+            registration,
+            downloads,
+            nameservers,
+            concurrency,
+            pace,
+            orphans,
+            clock: Clock::start(),
+            queue,
+            stores,
+            join,
+        };
+        Ok(Some((site, background)))
+    }
+
+    /// Works until `stop`, or until it is dropped: for a lease, a crash. What was remembered of the requests ends with it, since
+    /// others may act in between.
+    async fn term(&self, fence: Fence, stop: &CancellationToken) -> Result<(), ServeError> {
+        let Self {
+            omni,
+            cloud,
+            pace,
+            clock,
+            ..
+        } = self;
+        let state = omni.state.clone();
+        let installation = tokio::select! {
+            registered = register(omni, &self.registration) => registered?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let identity = Identity {
+            provider: state.provider().to_owned(),
+            installation,
+        };
+        let health = Arc::new(Health::default());
+        let (imports, orders) = Imports::new(cloud.clone(), *clock, self.queue.clone());
+        let imports = Arc::new(imports);
+        let engine = Arc::new(Engine {
+            cloud: cloud.clone(),
+            state: state.clone(),
+            management: omni.management.clone(),
+            join: self.join.clone(),
+            stores: self.stores.clone(),
+            inventory: Inventory::new(
+                cloud.clone(),
+                *clock,
+                identity.provider.clone(),
+                identity.installation.clone(),
+            ),
+            imports: imports.clone(),
+            lease: self.lease.clone(),
+            fence: fence.clone(),
+            queue: self.queue.clone(),
+            health: health.clone(),
+            downloads: self.downloads.clone(),
+            clock: *clock,
+            pace: *pace,
+            identity,
+            nameservers: self.nameservers.clone(),
+            schematics: Mutex::new(HashMap::new()),
+            memories: Mutex::new(HashMap::new()),
+        });
+
+        // Everything that lives as long as the term; dropping the set ends it all.
+        let mut background = JoinSet::new();
+        background.spawn(imports.run(orders, fence.clone()));
+        background.spawn({
+            let (cloud, clock, every, fence) = (cloud.clone(), *clock, pace.heartbeat, fence.clone());
+            async move {
+                let beating = health::beat(&state, &cloud, &health, clock, every);
+                fence.guard(beating).await;
+            }
+        });
+
+        let bootstrapped = async {
+            self.stores.bootstrapped().await;
+            self.join.bootstrapped().await;
+        };
+        tokio::select! {
+            () = bootstrapped => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        let keys = self.stores.keys();
+        info!(requests = keys.len(), "ready");
+        for key in keys {
+            self.queue.push(&key);
+        }
+
+        background.spawn({
+            let (engine, policy) = (engine.clone(), self.orphans);
+            async move {
+                fence.guard(orphans::run(engine, policy)).await;
+            }
+        });
+        let mut working = JoinSet::new();
+        working.spawn(workers::run(engine, self.concurrency, stop.clone()));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Some(_) = background.join_next() => return Err(ServeError::Ended),
+        }
+        info!("stopping: no new work, waiting for what is under way");
+        let ended = tokio::time::timeout(pace.shutdown, async {
+            while working.join_next().await.is_some() {}
+        });
+        if ended.await.is_err() {
+            warn!("some calls did not end in time; the next start looks at what became of them");
+        }
+        Ok(())
+    }
+}
+
+/// Asks Omni who we are, again and again while it is out of reach.
+async fn sign_in(omni: &Omni) -> Result<(), IdentityError> {
+    let mut failures = 0;
+    loop {
+        match omni.who_am_i().await {
+            Ok(()) => return Ok(()),
+            Err(error) => wait_out(error, &mut failures).await?,
+        }
+    }
+}
+
+/// Registers, in the same way.
 async fn register(omni: &Omni, registration: &InfraProviderStatusSpec) -> Result<String, IdentityError> {
     let mut failures = 0;
     loop {
-        let result = async {
-            omni.who_am_i().await?;
-            Ok(health::register(&omni.state, registration).await?)
-        };
-        let error = match result.await {
+        match health::register(&omni.state, registration).await {
             Ok(installation) => return Ok(installation),
-            Err(IdentityError::Omni(error)) if waits(&error) => error,
-            Err(error) => return Err(error),
-        };
-        failures += 1;
-        let wait = retry::wait(ErrorKind::Unavailable, failures);
-        let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        warn!(%error, retry_in_ms, "cannot register with Omni yet");
-        tokio::time::sleep(wait).await;
+            Err(error) => wait_out(error.into(), &mut failures).await?,
+        }
     }
+}
+
+/// Waits before the next try, if waiting may cure it.
+async fn wait_out(error: IdentityError, failures: &mut u32) -> Result<(), IdentityError> {
+    let error = match error {
+        IdentityError::Omni(error) if waits(&error) => error,
+        error => return Err(error),
+    };
+    *failures += 1;
+    let wait = retry::wait(ErrorKind::Unavailable, *failures);
+    let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    warn!(%error, retry_in_ms, "cannot register with Omni yet");
+    tokio::time::sleep(wait).await;
+    Ok(())
 }
 
 /// Whether waiting may cure it.
@@ -220,7 +346,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let served = async {
         match &config.cloud {
             #[cfg(feature = "oxide")]
-            CloudConfig::Oxide(site) => serve(parts(oxide(site, &config)?, &config)?, stop).await?,
+            CloudConfig::Oxide(site) => {
+                let parts = parts(oxide(site, &config)?, &config)?;
+                match config.high_availability {
+                    true => serve_in_turns(parts, stop).await?,
+                    false => serve(parts, stop).await?,
+                }
+            }
         }
         anyhow::Ok(())
     };
@@ -230,128 +362,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     info!("stopped");
     Ok(())
-}
-
-/// Tries everything that the daemon needs, live, without changing anything.
-///
-/// # Errors
-///
-/// What does not work.
-pub async fn check(config: &Config) -> anyhow::Result<()> {
-    let omni = omni(config)?;
-    omni.who_am_i()
-        .await
-        .context("cannot act as this provider in Omni")?;
-    omni.state
-        .get::<InfraProviderStatuses>(omni.state.provider())
-        .await
-        .context("Omni does not let us read our own registration")?;
-    match &config.cloud {
-        #[cfg(feature = "oxide")]
-        CloudConfig::Oxide(site) => oxide(site, config)?
-            .check()
-            .await
-            .context("cannot use the silo")?,
-    }
-    Ok(())
-}
-
-/// Something that carries our mark and that no request wants, for a person.
-#[derive(Debug)]
-pub struct OrphanRow {
-    /// Where it is.
-    pub scope: String,
-    /// The instance's name.
-    pub name: String,
-    /// The vendor's ID; `None` for what is left of an instance.
-    pub id: Option<String>,
-    /// The machine request that it was made for, where its mark says so.
-    pub request: Option<String>,
-    /// Why no request wants it; `None` where Omni could not be asked whether one does.
-    pub verdict: Option<Verdict>,
-}
-
-/// What carries our mark and no request wants.
-#[derive(Debug)]
-pub struct OrphanList {
-    /// Everything of it; everything with our mark where Omni could not be asked.
-    pub rows: Vec<OrphanRow>,
-    /// Why Omni could not be asked.
-    pub omni: anyhow::Result<()>,
-}
-
-/// Lists what carries our mark and no request wants, without changing anything.
-///
-/// # Errors
-///
-/// What could not be seen of the cloud.
-pub async fn orphans(config: &Config) -> anyhow::Result<OrphanList> {
-    let omni = omni(config)?;
-    match &config.cloud {
-        #[cfg(feature = "oxide")]
-        CloudConfig::Oxide(site) => rows(&omni, &oxide(site, config)?).await,
-    }
-}
-
-async fn rows<C: Cloud>(omni: &Omni, cloud: &C) -> anyhow::Result<OrphanList> {
-    let survey = orphans::survey(cloud, omni.state.provider()).await?;
-    let word = orphans::ask::<C>(&omni.state).await;
-    let judged = survey.marked.into_iter().map(|(scope, marked)| OrphanRow {
-        scope: scope.to_string(),
-        verdict: word
-            .as_ref()
-            .ok()
-            .map(|word| judge(&scope, &marked, &word.answerable, &word.released)),
-        name: marked.name,
-        id: marked.id,
-        request: marked.mark.map(|mark| mark.request),
-    });
-    Ok(OrphanList {
-        rows: judged
-            .filter(|row| row.verdict != Some(Verdict::Wanted))
-            .collect(),
-        omni: word.map(drop).context(
-            "Omni could not be asked what it wants: the list is of everything with this provider's mark",
-        ),
-    })
-}
-
-/// What was given back, for a person.
-#[derive(Debug)]
-pub struct GivenBack {
-    /// Scope, name and, where it is known, the vendor's ID of each.
-    pub instances: Vec<(String, String, Option<String>)>,
-    /// Why the cloud could not be seen, if so.
-    pub unseen: Option<String>,
-}
-
-/// Gives an instance back to the operator.
-///
-/// # Errors
-///
-/// Why it cannot be.
-pub async fn release(config: &Config, name: &str, scope: Option<&str>) -> anyhow::Result<GivenBack> {
-    let omni = omni(config)?;
-    match &config.cloud {
-        #[cfg(feature = "oxide")]
-        CloudConfig::Oxide(site) => give_back(&omni, &oxide(site, config)?, name, scope).await,
-    }
-}
-
-async fn give_back<C: Cloud>(
-    omni: &Omni,
-    cloud: &C,
-    name: &str,
-    scope: Option<&str>,
-) -> anyhow::Result<GivenBack> {
-    let released = release::release(&omni.state, cloud, name, scope).await?;
-    let instances = released.releases.into_iter();
-    Ok(GivenBack {
-        instances: instances
-            .map(|release| (release.scope.to_string(), release.name, release.id))
-            .collect(),
-        unseen: released.unseen.map(|error| error.to_string()),
-    })
 }
 
 fn omni(config: &Config) -> anyhow::Result<Omni> {

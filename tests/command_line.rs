@@ -127,6 +127,7 @@ fn check_prints_the_settings_without_secrets() {
         nameserver = ["10.0.0.1"]
         join_deadline = "900s"
         orphans = "report"
+        high_availability = false
         log = "off"
         log_format = "json"
 

@@ -11,6 +11,7 @@ mod cosi;
 mod crash;
 mod guard;
 mod house;
+mod lease;
 mod model;
 mod orphans;
 mod planner;

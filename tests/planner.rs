@@ -71,7 +71,7 @@ fn claimed() -> Observed<Zone> {
         image: ImageSeen::Present,
         failures: BTreeMap::new(),
         created: None,
-        unsettled: None,
+        claimed_since: Some(Timestamp(0)),
         deleting: None,
         ended: false,
         teardown_seen: None,
@@ -356,7 +356,19 @@ fn r12_the_next_scope_needs_the_lease_and_a_find_in_every_claimed_one() {
     };
     let mut seen = claimed();
     seen.created = Some(Created::Failed(ErrorKind::Exhausted));
-    acts(&goal, &seen, Action::CreateInstance { scope: a() });
+    acts(&goal, &seen, Action::TakeLease);
+    let later = NOW.after(Duration::from_secs(5));
+    seen.failures
+        .insert(ActionKind::Lease, failure(ErrorKind::Busy, later));
+    let plan = planned(&goal, &seen);
+    assert_eq!((plan.action, plan.look), (None, Look::At(later)));
+    assert!(matches!(
+        plan.finding,
+        Finding::Blocked {
+            step: Step::NextScope,
+            ..
+        }
+    ));
     seen.lease = true;
     let scopes = vec![a(), zone("b")];
     acts(&goal, &seen, Action::WriteClaim { scopes });
@@ -372,21 +384,46 @@ fn r12_the_next_scope_needs_the_lease_and_a_find_in_every_claimed_one() {
 }
 
 #[test]
-fn r12_the_next_scope_waits_for_a_creation_that_has_no_answer() {
-    let pace = Pace::default();
+fn r12_nobody_needs_the_lease_while_there_is_nothing_to_go_to() {
+    let mut seen = claimed();
+    seen.created = Some(Created::Failed(ErrorKind::Exhausted));
+    acts(&run_goal(), &seen, Action::CreateInstance { scope: a() });
+}
+
+#[test]
+fn r13_in_a_further_scope_a_creation_waits_until_none_can_land_in_an_earlier_one() {
     let goal = Goal::Run {
         scopes: vec![a(), zone("b")],
     };
+    let pace = Pace::default();
     let mut seen = claimed();
-    seen.lease = true;
-    seen.created = Some(Created::Failed(ErrorKind::Exhausted));
-    seen.unsettled = Some(NOW);
-    acts(&goal, &seen, Action::CreateInstance { scope: a() });
-    let Decision::Plan(later) = plan(&goal, &seen, NOW.after(pace.settle), &pace) else {
+    status(&mut seen).placement.as_mut().unwrap().scopes = vec![a(), zone("b")];
+    let nothing = |by, at| Seen::Known {
+        found: Found::Nothing,
+        by,
+        at,
+    };
+    seen.claimed_since = Some(NOW);
+    seen.scopes = vec![(a(), nothing(By::Find, NOW)), (zone("b"), nothing(By::Find, NOW))];
+    let settled = NOW.after(pace.settle);
+    let Decision::Plan(waiting) = plan(&goal, &seen, NOW, &pace) else {
         unreachable!()
     };
-    let scopes = vec![a(), zone("b")];
-    assert_eq!(later.action, Some(Action::WriteClaim { scopes }));
+    assert_eq!((waiting.action, waiting.look), (None, Look::At(settled)));
+    assert_eq!(waiting.finding, Finding::Step(Step::NextScope));
+    // Looks from before the time do not count, nor do lists.
+    let by_find = Decision::Ask(Ask::InstanceByFind);
+    assert_eq!(plan(&goal, &seen, settled, &pace), by_find);
+    seen.scopes[0].1 = nothing(By::Find, settled);
+    assert_eq!(plan(&goal, &seen, settled, &pace), by_find);
+    seen.scopes[1].1 = nothing(By::List, settled);
+    assert_eq!(plan(&goal, &seen, settled, &pace), by_find);
+    seen.scopes[1].1 = nothing(By::Find, settled);
+    let Decision::Plan(creating) = plan(&goal, &seen, settled, &pace) else {
+        unreachable!()
+    };
+    let scope = zone("b");
+    assert_eq!(creating.action, Some(Action::CreateInstance { scope }));
 }
 
 #[test]
@@ -873,6 +910,7 @@ impl World {
                     scopes: scopes.clone(),
                 });
             }
+            Action::TakeLease => seen.lease = true,
             Action::RegisterSchematic => seen.schematic = true,
             Action::StartImport { .. } => seen.image = ImageSeen::Importing(None),
             Action::CreateInstance { scope } => set(seen, scope, instance(InstanceState::Stopped)),

@@ -98,6 +98,8 @@ settings! {
         "how long after its start a machine may take to join before it counts as failed";
     ORPHANS = "" "orphans", "orphans", ["ORPHANS"], Single, "report", "POLICY",
         "what happens to instances that no machine request wants: report or delete";
+    HIGH_AVAILABILITY = "" "high_availability", "high-availability", ["HIGH_AVAILABILITY"], Switch, "false", "BOOL",
+        "whether several daemons of this provider ID take turns: one is active, the others stand by";
     FACTORY_CA_BUNDLE = "factory" "ca_bundle", "factory-ca-bundle", ["FACTORY_CA_BUNDLE"], Single, "", "PATH",
         "a PEM file of certificate authorities to trust for the image factory, besides the system's";
     LOG = "" "log", "log", ["LOG"], Single, "info", "FILTER",

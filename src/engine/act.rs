@@ -6,12 +6,13 @@
 //! *Cancel safety.* Every action may be dropped at any await and repeated.
 
 use std::collections::BTreeSet;
+use std::future::ready;
 
 use tracing::warn;
 
-use crate::cloud::{Cloud, ErrorKind};
+use crate::cloud::{BoxFuture, Cloud, ErrorKind};
 use crate::machine::action::{Action, ActionKind, Plan};
-use crate::omni::OmniErrorKind;
+use crate::omni::{LeaseError, OmniErrorKind};
 
 use super::imports::Chain;
 use super::reconcile::{Engine, Outcome, Pass};
@@ -25,64 +26,93 @@ impl<C: Cloud> Engine<C> {
         action: &Action<C::Scope>,
         plan: &Plan<C::Scope>,
     ) -> Outcome {
-        let outcome = match action {
-            Action::AddFinalizer => self.add_finalizer(pass).await,
-            Action::CreateStatus => self.create_status(pass, &plan.finding, None).await,
-            Action::WriteClaim { scopes } => {
+        // Boxed, or every pass would hold room for all of them.
+        let acting: BoxFuture<'_, Outcome> = match action {
+            Action::AddFinalizer => Box::pin(self.add_finalizer(pass)),
+            Action::CreateStatus => Box::pin(self.create_status(pass, &plan.finding, None)),
+            Action::WriteClaim { scopes } if scopes.len() > 1 => Box::pin(async {
+                let fence = self.lease.fence();
+                let claiming = self.write_claim(pass, &plan.finding, scopes);
+                fence.guard(claiming).await.unwrap_or(Outcome::Moved)
+            }),
+            Action::WriteClaim { scopes } => Box::pin(async {
                 let outcome = self.write_claim(pass, &plan.finding, scopes).await;
                 pass.memory.claim_known |= outcome == Outcome::Done;
                 outcome
-            }
-            Action::RegisterSchematic => self.register_schematic(pass).await,
-            Action::StartImport { scope } => self.start_import(pass, scope),
-            Action::CreateInstance { scope } => self.create_instance(pass, scope, &plan.finding).await,
-            Action::StartInstance { scope, id } => {
+            }),
+            Action::TakeLease => Box::pin(self.take_lease(pass)),
+            Action::RegisterSchematic => Box::pin(self.register_schematic(pass)),
+            Action::StartImport { scope } => Box::pin(ready(self.start_import(pass, scope))),
+            Action::CreateInstance { scope } => Box::pin(self.create_instance(pass, scope, &plan.finding)),
+            Action::StartInstance { scope, id } => Box::pin(async {
                 let mut instance = self.instance(pass, scope);
                 instance.id = Some(id.clone());
                 let call = self.cloud.start_instance(&instance);
                 let result = self.shown_while(pass, &plan.finding, call).await;
                 self.mutated(pass, ActionKind::Start, result)
-            }
-            Action::DeleteLeftovers { scope } => {
+            }),
+            Action::DeleteLeftovers { scope } => Box::pin(async {
                 let instance = self.instance(pass, scope);
                 let result = self.cloud.delete_instance(&instance).await;
                 self.mutated(pass, ActionKind::Delete, result)
-            }
-            Action::DeleteInstance { scope, id } => self.delete_instance(pass, scope, id.clone()).await,
-            Action::WritePatch { id } => self.write_patch(pass, id).await,
-            Action::TearDownPatch { id } => match self.stores.patches.get(id) {
-                Some(patch) => self.tear_down(pass, &self.stores.patches, &patch, id).await,
-                None => Outcome::Moved,
-            },
-            Action::DestroyPatch { id } => match self.stores.patches.get(id) {
-                Some(patch) => self.destroy(pass, &self.stores.patches, &patch).await,
-                None => Outcome::Moved,
-            },
-            Action::TearDownStatus => match pass.status.clone() {
-                Some(status) => {
-                    self.tear_down(pass, &self.stores.statuses, &status, "status")
-                        .await
+            }),
+            Action::DeleteInstance { scope, id } => Box::pin(self.delete_instance(pass, scope, id.clone())),
+            Action::WritePatch { id } => Box::pin(self.write_patch(pass, id)),
+            Action::TearDownPatch { id } => Box::pin(async {
+                match self.stores.patches.get(id) {
+                    Some(patch) => self.tear_down(pass, &self.stores.patches, &patch, id).await,
+                    None => Outcome::Moved,
                 }
-                None => Outcome::Moved,
-            },
-            Action::DestroyStatus => {
-                match (self.drained(pass, ActionKind::Omni).await, pass.status.clone()) {
-                    (Ok(()), Some(status)) => {
-                        let outcome = self.destroy(pass, &self.stores.statuses, &status).await;
-                        pass.memory.ended |= outcome == Outcome::Done;
-                        outcome
+            }),
+            Action::DestroyPatch { id } => Box::pin(async {
+                match self.stores.patches.get(id) {
+                    Some(patch) => self.destroy(pass, &self.stores.patches, &patch).await,
+                    None => Outcome::Moved,
+                }
+            }),
+            Action::TearDownStatus => Box::pin(async {
+                match pass.status.clone() {
+                    Some(status) => {
+                        self.tear_down(pass, &self.stores.statuses, &status, "status")
+                            .await
                     }
-                    (Ok(()), None) => Outcome::Moved,
-                    (Err(outcome), _) => outcome,
+                    None => Outcome::Moved,
                 }
-            }
-            Action::DestroyMachineResource => self.destroy_machine_resource(pass).await,
-            Action::RemoveFinalizer => self.remove_finalizer(pass).await,
+            }),
+            Action::DestroyStatus => Box::pin(self.destroy_status(pass)),
+            Action::DestroyMachineResource => Box::pin(self.destroy_machine_resource(pass)),
+            Action::RemoveFinalizer => Box::pin(self.remove_finalizer(pass)),
         };
+        let outcome = acting.await;
         if outcome == Outcome::Done {
             pass.memory.succeeded(action.kind());
         }
         outcome
+    }
+
+    async fn destroy_status(&self, pass: &mut Pass<'_, C>) -> Outcome {
+        match (self.drained(pass, ActionKind::Omni).await, pass.status.clone()) {
+            (Ok(()), Some(status)) => {
+                let outcome = self.destroy(pass, &self.stores.statuses, &status).await;
+                pass.memory.ended |= outcome == Outcome::Done;
+                outcome
+            }
+            (Ok(()), None) => Outcome::Moved,
+            (Err(outcome), _) => outcome,
+        }
+    }
+
+    async fn take_lease(&self, pass: &mut Pass<'_, C>) -> Outcome {
+        match self.lease.take().await {
+            Ok(()) => Outcome::Done,
+            Err(error) => {
+                let kind = match &error {
+                    LeaseError::Elsewhere => ErrorKind::Busy,
+                    LeaseError::Omni(error) => meaning(error.kind),
+                };
+                self.failed(pass, ActionKind::Lease, kind, &error)
+            }
+        }
     }
 
     pub(super) fn failed(

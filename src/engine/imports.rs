@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::cloud::{Cloud, CloudError, Guarded, ImageKey, ImageRef, Timestamp};
 use crate::machine::observed::{Failure, ImageSeen};
+use crate::omni::Fence;
 
 use super::clock::Clock;
 use super::download::{Download, Progress};
@@ -77,18 +78,18 @@ impl<C: Cloud> Imports<C> {
         (imports, Orders(receiver))
     }
 
-    /// Carries out imports for ever. Dropping it ends them; the next start sweeps what they left.
-    pub async fn run(self: Arc<Self>, mut orders: Orders<C>) {
+    /// Carries out imports for ever, while the fence lets them. Dropping it ends them; the next start sweeps what they left.
+    pub async fn run(self: Arc<Self>, mut orders: Orders<C>, fence: Fence) {
         let permits = Arc::new(Semaphore::new(AT_ONCE));
         let mut running = JoinSet::new();
         loop {
             tokio::select! {
                 order = orders.0.recv() => {
                     let Some(order) = order else { return };
-                    let (imports, permits) = (self.clone(), permits.clone());
+                    let (imports, permits, fence) = (self.clone(), permits.clone(), fence.clone());
                     running.spawn(async move {
                         let permit = permits.acquire().await.ok();
-                        imports.carry_out(order).await;
+                        fence.guard(imports.carry_out(order)).await;
                         drop(permit);
                     });
                 }

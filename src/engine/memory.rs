@@ -37,12 +37,12 @@ pub struct Memory<C: Cloud> {
     pub failed: BTreeMap<ActionKind, u32>,
     /// How many looks in a row failed.
     pub blind: u32,
-    /// How the last creation ended.
-    pub created: Option<Created>,
-    /// Whether this process knows the claim: it wrote it, or has noted below that another did.
+    /// How the last creation ended, and where.
+    pub created: Option<(C::Scope, Created)>,
+    /// The scopes of the claim, and since when they have been known.
+    pub claimed: Option<(Vec<C::Scope>, Timestamp)>,
+    /// Whether this process has known a claim.
     pub claim_known: bool,
-    /// Since when a creation may be on its way of which this process has no answer: another's, or one of its own.
-    pub unsettled: Option<Timestamp>,
     /// When the teardown was first seen.
     pub teardown_seen: Option<Timestamp>,
     /// Whether the request was seen tearing down.
@@ -91,7 +91,7 @@ impl<C: Cloud> Default for Memory<C> {
             blind: 0,
             created: None,
             claim_known: false,
-            unsettled: None,
+            claimed: None,
             teardown_seen: None,
             request_torn_down: false,
             drained: false,
@@ -137,6 +137,25 @@ impl<C: Cloud> Memory<C> {
         self.failed.remove(&kind);
         self.conflicts = 0;
         self.soon = 0;
+    }
+
+    /// Notes which scopes are claimed; since when they have been. What is known of a creation elsewhere says nothing of the
+    /// current one.
+    pub fn claims(&mut self, scopes: &[C::Scope], now: Timestamp) -> Timestamp {
+        if let Some((at, _)) = &self.created
+            && scopes.last() != Some(at)
+        {
+            self.created = None;
+            self.failures.remove(&ActionKind::Create);
+            self.failed.remove(&ActionKind::Create);
+        }
+        match &self.claimed {
+            Some((known, since)) if known == scopes => *since,
+            _ => {
+                self.claimed = Some((scopes.to_vec(), now));
+                now
+            }
+        }
     }
 
     /// Notes that an action failed, and plans its next try.

@@ -83,6 +83,7 @@ impl<C: Cloud> Engine<C> {
             })
             .collect();
         let claimed = status_seen.as_ref().and_then(|status| status.placement.as_ref());
+        let claimed_since = claimed.map(|claim| memory.claims(&claim.scopes, self.clock.now()));
         let scopes = match (claimed, &legacy) {
             (Some(placement), _) => placement.scopes.clone(),
             (None, Some(legacy)) => vec![legacy.scope.clone()],
@@ -106,8 +107,8 @@ impl<C: Cloud> Engine<C> {
                 schematic: self.schematic_of(memory).is_some(),
                 image: ImageSeen::Unasked,
                 failures: memory.failures.clone(),
-                created: memory.created,
-                unsettled: memory.unsettled,
+                created: memory.created.as_ref().map(|(_, created)| *created),
+                claimed_since,
                 deleting: memory.deleting,
                 ended: memory.ended,
                 teardown_seen: memory.teardown_seen,
@@ -115,7 +116,7 @@ impl<C: Cloud> Engine<C> {
                 claim_lost: memory.claim_known,
                 running_since: memory.running.map(|(since, _)| since),
                 last_running: memory.running.map(|(_, last)| last),
-                lease: false,
+                lease: self.lease.holds(),
             };
         if seen.ran() {
             memory.ran_since.get_or_insert_with(|| self.clock.now());

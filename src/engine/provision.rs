@@ -123,13 +123,11 @@ impl<C: Cloud> Engine<C> {
         info!(%scope, instance = %spec.instance.name, "creating instance");
         let call = self.cloud.create_instance(&spec);
         let result = self.shown_while(pass, finding, call).await;
-        pass.memory.created = Some(match &result {
+        let created = match &result {
             Ok(()) => Created::Accepted,
             Err(error) => Created::Failed(error.kind),
-        });
-        if matches!(&result, Err(error) if error.kind.outcome_unknown()) {
-            pass.memory.unsettled = Some(self.clock.now());
-        }
+        };
+        pass.memory.created = Some((scope.clone(), created));
         if result.is_err() {
             // Perhaps somebody deleted the image: it is looked at again before the next try.
             self.imports.doubt(&place);

@@ -23,7 +23,7 @@ use crate::machine::{Pace, desired};
 use crate::omni::join::Join;
 use crate::omni::kinds::{MachineRequestStatuses, MachineRequests};
 use crate::omni::management::Management;
-use crate::omni::{Resource, State};
+use crate::omni::{Fence, Lease, Resource, State};
 
 use super::clock::Clock;
 use super::download;
@@ -71,6 +71,10 @@ pub struct Engine<C: Cloud> {
     pub inventory: Inventory<C>,
     /// Images on their way.
     pub imports: Arc<Imports<C>>,
+    /// Which of several daemons may act.
+    pub lease: Lease,
+    /// What lets this one act, and lets nothing pass when it may not.
+    pub fence: Fence,
     /// Who is looked at next.
     pub queue: Arc<Queue>,
     /// What the provider's health says.
@@ -212,9 +216,7 @@ impl<C: Cloud> Engine<C> {
         let claim: Option<Placement<C::Scope>> = status
             .as_ref()
             .and_then(|status| super::observe::placement(status));
-        if claim.is_some() && !std::mem::replace(&mut memory.claim_known, true) {
-            memory.unsettled = Some(self.clock.now());
-        }
+        memory.claim_known |= claim.is_some();
         let unreadable = status
             .as_ref()
             .is_some_and(|status| super::observe::is_claim_unreadable::<C::Scope>(status));

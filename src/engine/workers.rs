@@ -17,14 +17,20 @@ use super::reconcile::{Engine, Next};
 pub async fn run<C: Cloud>(engine: Arc<Engine<C>>, workers: usize, stop: CancellationToken) {
     let mut running = JoinSet::new();
     for _ in 0..workers {
-        running.spawn(work(engine.clone(), stop.clone()));
+        running.spawn(fenced(engine.clone(), stop.clone()));
     }
     while let Some(ended) = running.join_next().await {
         if ended.is_err_and(|ended| ended.is_panic()) && !stop.is_cancelled() {
             error!("a pass panicked: this is a fault of the provider; its request is looked at again later");
-            running.spawn(work(engine.clone(), stop.clone()));
+            running.spawn(fenced(engine.clone(), stop.clone()));
         }
     }
+}
+
+/// A pass that lost the right to act ends in the middle, as in a crash.
+async fn fenced<C: Cloud>(engine: Arc<Engine<C>>, stop: CancellationToken) {
+    let fence = engine.fence.clone();
+    fence.guard(work(engine, stop)).await;
 }
 
 /// When a request whose pass panicked is looked at again.

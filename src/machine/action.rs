@@ -16,6 +16,8 @@ pub enum Action<S> {
         /// Every scope tried; the last is the current one.
         scopes: Vec<S>,
     },
+    /// R12: take the lease, for a moment.
+    TakeLease,
     /// R10: register the schematic.
     RegisterSchematic,
     /// R11: bring the image into the scope; runs beside the queue.
@@ -87,6 +89,8 @@ pub enum ActionKind {
     Delete,
     /// Starting an import; its failures are the import's own.
     Import,
+    /// Taking the lease.
+    Lease,
 }
 
 impl<S> Action<S> {
@@ -96,6 +100,7 @@ impl<S> Action<S> {
         match self {
             Self::RegisterSchematic => ActionKind::Schematic,
             Self::StartImport { .. } => ActionKind::Import,
+            Self::TakeLease => ActionKind::Lease,
             Self::CreateInstance { .. } => ActionKind::Create,
             Self::StartInstance { .. } => ActionKind::Start,
             Self::DeleteLeftovers { .. } | Self::DeleteInstance { .. } => ActionKind::Delete,

@@ -138,10 +138,10 @@ pub struct Observed<S> {
     pub image: ImageSeen,
     /// The last failure of each kind of action, by this process.
     pub failures: BTreeMap<ActionKind, Failure>,
-    /// How the last creation by this process ended.
+    /// How the last creation by this process ended, if it was in the current scope.
     pub created: Option<Created>,
-    /// Since when a creation may be on its way of which this process has no answer, by our clock: another process's, or its own.
-    pub unsettled: Option<Timestamp>,
+    /// Since when this process has known the claim with these scopes, by our clock.
+    pub claimed_since: Option<Timestamp>,
     /// When a step of the deletion was last accepted, by our clock.
     pub deleting: Option<Timestamp>,
     /// Whether this process destroyed the status in this teardown: what T6 asks for held then, and nobody creates without a claim.
@@ -156,7 +156,7 @@ pub struct Observed<S> {
     pub running_since: Option<Timestamp>,
     /// When the instance was last seen running by this process, by our clock.
     pub last_running: Option<Timestamp>,
-    /// Whether we hold the lease.
+    /// Whether this process holds the lease.
     pub lease: bool,
 }
 

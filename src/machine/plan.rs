@@ -150,7 +150,7 @@ fn run<S: Scope>(
                 wait(Finding::Step(Step::Preparing), Look::At(ripe))
             }
         }
-        Overall::Nothing(by, _) => absent(class_scopes, invalid, seen, now, by, pace),
+        Overall::Nothing(by, at) => absent(class_scopes, invalid, seen, now, pace, (by, at)),
         Overall::Ours(scope, instance) => {
             // R14, R15
             match &instance.state {
@@ -210,8 +210,8 @@ fn absent<S: Scope>(
     invalid: Option<&String>,
     seen: &Observed<S>,
     now: Timestamp,
-    by: By,
     pace: &Pace,
+    (by, at): (By, Timestamp),
 ) -> Decision<S> {
     // R9
     if let Some(reason) = invalid {
@@ -250,13 +250,13 @@ fn absent<S: Scope>(
         }
         ImageSeen::Present => {}
     }
-    // R12: a creation that has no answer yet would land beside the one in the next scope.
-    let is_settled = seen.unsettled.is_none_or(|since| since.after(pace.settle) <= now);
+    // R12
     if seen.created == Some(Created::Failed(ErrorKind::Exhausted))
-        && is_settled
-        && seen.lease
         && let Some(next) = next_scope(class_scopes, seen)
     {
+        if !seen.lease {
+            return attempt(seen, now, Action::TakeLease, Step::NextScope);
+        }
         if by == By::List {
             return Decision::Ask(Ask::InstanceByFind);
         }
@@ -269,7 +269,19 @@ fn absent<S: Scope>(
             Finding::Step(Step::NextScope),
         );
     }
-    // R13
+    // R13: a creation that another process began when fewer scopes were claimed may still land in one of them.
+    if seen
+        .placement()
+        .is_some_and(|placement| placement.scopes.len() > 1)
+    {
+        let settled = seen.claimed_since.unwrap_or(now).after(pace.settle);
+        if settled > now {
+            return wait(Finding::Step(Step::NextScope), Look::At(settled));
+        }
+        if by == By::List || at < settled {
+            return Decision::Ask(Ask::InstanceByFind);
+        }
+    }
     let scope = scope.clone();
     attempt(seen, now, Action::CreateInstance { scope }, Step::Creating)
 }

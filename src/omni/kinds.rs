@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
+use serde::{Deserialize, Serialize};
 
 use super::wire::specs as wire;
 use crate::cloud::Timestamp;
@@ -206,6 +207,20 @@ pub struct CurrentUserSpec {
     pub identity: String,
     /// `InfraProvider` for us.
     pub role: String,
+}
+
+/// Which of several daemons of one provider is active.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseSpec {
+    /// The process that holds it; empty when it was let go.
+    pub holder: String,
+    /// Counts the holders.
+    pub term: u64,
+    /// Counts the writes, so that none of them changes nothing.
+    pub writes: u64,
+    /// How long the lease lasts, in milliseconds after its last change.
+    pub duration_ms: u64,
 }
 
 /// How a spec of ours reads and writes its wire message.
@@ -648,6 +663,35 @@ impl Kind for MachineResources {
 
     fn encode(spec: &Bytes, _: &[u8]) -> Vec<u8> {
         spec.to_vec()
+    }
+}
+
+/// The lease: a type of our own. Omni keeps what is in a provider's own namespace as it is sent, so its words are JSON, which a
+/// person can read.
+#[derive(Debug, Clone)]
+pub struct Leases;
+
+impl Kind for Leases {
+    type Spec = LeaseSpec;
+    const NAME: &'static str = "lease";
+    const SHARED: bool = false;
+    const FINALIZERS_ONLY: bool = false;
+
+    fn type_name(provider: &str) -> String {
+        format!("Lease.{provider}.infraprovider.sidero.dev")
+    }
+
+    fn namespace(provider: &str) -> String {
+        MachineResources::namespace(provider)
+    }
+
+    fn decode(raw: &[u8]) -> Result<LeaseSpec, String> {
+        serde_json::from_slice(raw).map_err(|error| error.to_string())
+    }
+
+    fn encode(spec: &LeaseSpec, _: &[u8]) -> Vec<u8> {
+        // Texts and numbers always serialise.
+        serde_json::to_vec(spec).unwrap_or_default()
     }
 }
 

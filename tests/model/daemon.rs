@@ -141,11 +141,14 @@ impl Steps<'_> {
             daemon.forget();
         }
         daemon.known = Some(request.incarnation);
-        if self.model.scenario.two_scopes
-            && daemon.doubt == Doubt::Unasked
-            && daemon.status.is_some_and(|status| status.claim.is_some())
-        {
-            daemon.doubt = Doubt::Open;
+        // memory.rs, `claims`
+        match daemon.status.and_then(|status| status.claim) {
+            Some(claim) if claim.tried.places().len() < 2 => daemon.doubt = Doubt::Unasked,
+            Some(_) if daemon.doubt == Doubt::Unasked => {
+                daemon.doubt = Doubt::Open;
+                daemon.made = Made::Fine;
+            }
+            Some(_) | None => {}
         }
         self.note_goal(&mut next);
         let pass = Pass {
@@ -378,6 +381,7 @@ impl Steps<'_> {
             Action::DestroyStatus => self.once_drained(state, At::DestroyStatus),
             Action::DestroyMachineResource => self.once_drained(state, At::EndResource),
             Action::RemoveFinalizer => self.once_drained(state, At::RemoveFinalizer),
+            Action::TakeLease => self.end("does not get the lease", *state),
             Action::RegisterSchematic | Action::StartImport { .. } => {
                 self.emit_judged("prepares", None, *state, Some("schematic and image are there"));
             }
@@ -477,17 +481,12 @@ impl Steps<'_> {
     ) {
         let mut not_done = *state;
         not_done.daemon_mut(self.who).hear_status(state.world.status);
-        let claims = self.model.scenario.two_scopes && status.claim.is_some();
         let is_current = state.world.status == based_on;
         let in_phase = !running || based_on.is_none_or(|based_on| based_on.running);
         let done = (is_current && in_phase).then(|| {
             let mut done = *state;
             done.world.take_status(status);
-            let daemon = done.daemon_mut(self.who);
-            daemon.hear_status(Some(status));
-            if claims && daemon.doubt == Doubt::Unasked {
-                daemon.doubt = Doubt::Settled;
-            }
+            done.daemon_mut(self.who).hear_status(Some(status));
             done
         });
         self.either(what, "fails to write the status", done, not_done);
@@ -681,14 +680,9 @@ impl Steps<'_> {
         daemon.at = At::Idle;
         daemon.looked = None;
         daemon.made = Made::Failed;
-        let answered = daemon.doubt;
-        if self.model.scenario.two_scopes {
-            daemon.doubt = Doubt::Open;
-        }
         let place_of = Some(place);
         let fine = |mut state: State, who: usize| {
             state.daemon_mut(who).made = Made::Fine;
-            state.daemon_mut(who).doubt = answered;
             state
         };
         match state.world.slots[place] {
@@ -718,7 +712,6 @@ impl Steps<'_> {
                 self.emit("creates half of the instance", place_of, half);
                 if self.model.scenario.lease {
                     failed.daemon_mut(self.who).made = Made::Exhausted;
-                    failed.daemon_mut(self.who).doubt = answered;
                     self.emit("hears that the scope is exhausted", place_of, failed);
                 }
             }

@@ -408,7 +408,11 @@ fn observed(sight: &Sight, places: &[Place], open: &Open) -> Observed<Zone> {
             Made::Failed => Some(Created::Failed(ErrorKind::Unavailable)),
             Made::Exhausted => Some(Created::Failed(ErrorKind::Exhausted)),
         },
-        unsettled: (sight.doubt == Doubt::Open).then_some(now),
+        claimed_since: Some(if sight.doubt == Doubt::Open {
+            now
+        } else {
+            Timestamp(0)
+        }),
         deleting: (!open.first).then_some(now),
         ended: sight.ended,
         teardown_seen: (sight.teardown != Teardown::Unseen).then_some(SEEN),

@@ -170,13 +170,13 @@ pub(super) enum Made {
     Exhausted,
 }
 
-/// Whether a creation may be on its way of which this process has no answer.
+/// Whether a creation may be on its way that another process began when fewer scopes were claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Doubt {
-    /// It has not seen a claim yet.
+    /// It knows no claim of two scopes.
     Unasked,
     Open,
-    /// It wrote the claim, and had an answer to all it did; or `Pace::settle` has passed since.
+    /// `Pace::settle` has passed since it knows of both.
     Settled,
 }
 

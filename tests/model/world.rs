@@ -76,6 +76,7 @@ pub(super) fn tides(state: &State, out: &mut Vec<Step>) {
             if daemon.doubt == Doubt::Open && daemon.at == At::Idle {
                 moves.add(Some(who), "knows that no creation is on its way", None, |state| {
                     state.daemon_mut(who).doubt = Doubt::Settled;
+                    state.daemon_mut(who).looked = None;
                 });
             }
             if daemon.teardown == Teardown::Seen && daemon.at == At::Idle {
