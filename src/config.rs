@@ -21,6 +21,7 @@ pub mod setting;
 mod tests;
 
 use reader::Reader;
+pub use reader::read_secret;
 use setting::Flags;
 
 /// Most characters of one fault: it may quote what stands in a file.
@@ -68,6 +69,8 @@ pub struct OmniConfig {
     pub endpoint: String,
     /// The key of the provider's service account, as Omni gave it.
     pub service_account_key: Secret,
+    /// The file that the key came from, to be followed.
+    pub service_account_key_file: Option<PathBuf>,
     /// Certificate authorities, in PEM, to trust besides the system's.
     pub ca_bundle: Option<PathBuf>,
     /// Whether any certificate is trusted.
@@ -101,6 +104,8 @@ pub struct OxideConfig {
     pub host: String,
     /// The API token.
     pub token: Secret,
+    /// The file that the token came from, to be followed.
+    pub token_file: Option<PathBuf>,
     /// Certificate authorities, in PEM, to trust besides the system's.
     pub ca_bundle: Option<PathBuf>,
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +33,11 @@ use crate::engine::stores::Stores;
 use crate::engine::{orphans, retry, workers};
 use crate::machine::Pace;
 use crate::omni::kinds::InfraProviderStatusSpec;
-use crate::omni::{Dial, Fence, IdentityError, Join, Lease, Omni, OmniError, OmniErrorKind, Settings};
+use crate::omni::{
+    Dial, Fence, IdentityError, Join, Lease, Omni, OmniError, OmniErrorKind, ServiceAccount, Settings,
+};
+use crate::rotation::{self, SecretFile};
+use crate::secret::Secret;
 
 pub use commands::{GivenBack, OrphanList, OrphanRow, check, orphans, release};
 
@@ -335,22 +340,34 @@ fn waits(error: &OmniError) -> bool {
     )
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; a second one ends it at once. SIGHUP does nothing: there is nothing to read anew.
+/// Runs the daemon until SIGTERM or SIGINT; a second one ends it at once. SIGHUP has the files of secrets read anew, which happens
+/// by itself too.
 ///
 /// # Errors
 ///
 /// What kept it from starting, or from going on.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    let told_twice = heed_signals(stop.clone())?;
+    let look = Arc::new(Notify::new());
+    let told_twice = heed_signals(stop.clone(), look.clone())?;
+    let omni = omni(&config)?;
+    let mut files: Vec<SecretFile> = key_file(&config, &omni).into_iter().collect();
     let served = async {
         match &config.cloud {
             #[cfg(feature = "oxide")]
             CloudConfig::Oxide(site) => {
-                let parts = parts(oxide(site, &config)?, &config)?;
-                match config.high_availability {
-                    true => serve_in_turns(parts, stop).await?,
-                    false => serve(parts, stop).await?,
+                let oxide = oxide(site, &config)?;
+                files.extend(token_file(site, &oxide));
+                let parts = parts(omni, oxide, &config);
+                let serving = async {
+                    match config.high_availability {
+                        true => serve_in_turns(parts, stop).await,
+                        false => serve(parts, stop).await,
+                    }
+                };
+                tokio::select! {
+                    served = serving => served?,
+                    () = rotation::follow(files, &look) => {}
                 }
             }
         }
@@ -398,10 +415,38 @@ fn oxide(site: &OxideConfig, config: &Config) -> anyhow::Result<Oxide> {
     Ok(Oxide::new(&settings)?)
 }
 
-fn parts<C: Cloud>(cloud: C, config: &Config) -> anyhow::Result<Parts<C>> {
+/// The file of the key, if it came from one.
+fn key_file(config: &Config, omni: &Omni) -> Option<SecretFile> {
+    let file = config.omni.service_account_key_file.clone()?;
+    let signer = omni.signer.clone();
+    let replace = move |key: &Secret| {
+        let account = ServiceAccount::parse(key).map_err(|error| error.to_string())?;
+        signer.replace(account);
+        Ok(())
+    };
+    Some(SecretFile::new(
+        file,
+        config.omni.service_account_key.clone(),
+        replace,
+    ))
+}
+
+/// The file of the token, if it came from one.
+#[cfg(feature = "oxide")]
+fn token_file(site: &OxideConfig, oxide: &Oxide) -> Option<SecretFile> {
+    let credentials = oxide.credentials();
+    let replace = move |token: &Secret| credentials.replace(token).map_err(|error| error.to_string());
+    Some(SecretFile::new(
+        site.token_file.clone()?,
+        site.token.clone(),
+        replace,
+    ))
+}
+
+fn parts<C: Cloud>(omni: Omni, cloud: C, config: &Config) -> Parts<C> {
     let schema = class_schema::<C::Class>();
-    Ok(Parts {
-        omni: omni(config)?,
+    Parts {
+        omni,
         cloud,
         registration: InfraProviderStatusSpec {
             schema: schema.to_string(),
@@ -424,11 +469,11 @@ fn parts<C: Cloud>(cloud: C, config: &Config) -> anyhow::Result<Parts<C>> {
             OrphanPolicy::Report => Policy::Report,
             OrphanPolicy::Delete => Policy::Delete,
         },
-    })
+    }
 }
 
 /// Listens from now on; the future it returns acts on what comes, and ends when told to stop for the second time.
-fn heed_signals(stop: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {
+fn heed_signals(stop: CancellationToken, look: Arc<Notify>) -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -439,7 +484,8 @@ fn heed_signals(stop: CancellationToken) -> std::io::Result<impl Future<Output =
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
                 _ = hangup.recv() => {
-                    info!("SIGHUP: nothing to read anew");
+                    info!("SIGHUP: the files of secrets are read anew");
+                    look.notify_one();
                     continue;
                 }
             }

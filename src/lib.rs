@@ -11,6 +11,8 @@ pub mod daemon;
 pub mod engine;
 pub mod machine;
 pub mod omni;
+pub mod process;
+pub mod rotation;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
 pub mod secret;

@@ -52,7 +52,10 @@ pub(crate) fn help(command: &str) -> String {
 
 const GOOD: [(&str, &str); 4] = [
     ("OMNI_ENDPOINT", "http://127.0.0.1:1"),
-    ("OMNI_SERVICE_ACCOUNT_KEY", "c4n4ry"),
+    (
+        "OMNI_SERVICE_ACCOUNT_KEY",
+        include_str!("../src/omni/testdata/keys/omnictl-create.txt"),
+    ),
     ("OXIDE_HOST", "http://127.0.0.1:1"),
     ("OXIDE_TOKEN", "c4n4ry"),
 ];
@@ -246,14 +249,8 @@ fn a_file_that_is_not_there_is_named() {
 
 #[test]
 fn no_filter_makes_other_crates_print_the_key_that_they_parse() {
-    let mut environment = GOOD;
-    environment[1].1 = include_str!("../src/omni/testdata/keys/omnictl-create.txt").trim();
     for filter in ["trace", "pgp=trace,info"] {
-        let (_, _, errors) = run(
-            &["check", "--log", filter, "--log-format", "json"],
-            &environment,
-            "",
-        );
+        let (_, _, errors) = run(&["check", "--log", filter, "--log-format", "json"], &GOOD, "");
         // The parser of keys prints the secret part as hexadecimal digits.
         let told: Vec<&str> = errors.lines().filter(|line| line.contains("pgp::")).collect();
         assert!(told.is_empty(), "{told:#?}");

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["cloud", "omni::kinds", "omni::resource", "talos", "words"],
     ),
     // The contract, and those who keep it.
-    ("cloud", &[]),
+    ("cloud", &["secret", "words"]),
     ("backends", &["cloud", "config", "secret", "words"]),
     // The hands. The wire's own types stay in `omni`.
     (
@@ -27,8 +27,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("omni", &["cloud", "secret", "words"]),
     ("secret", &[]),
     ("words", &[]),
-    ("telemetry", &["config"]),
-    ("config", &["cloud::class", "secret", "telemetry", "words"]),
+    ("telemetry", &["config", "secret"]),
+    ("process", &[]),
+    ("rotation", &["config", "secret"]),
+    // Of Omni: what a key and a provider ID have to be.
+    (
+        "config",
+        &[
+            "cloud::class",
+            "omni::auth",
+            "omni::channel",
+            "secret",
+            "telemetry",
+            "words",
+        ],
+    ),
 ];
 
 /// Words that may stand in code of some modules only.
@@ -612,7 +625,11 @@ fn the_settings_file_of_the_readme_is_good() {
         .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret");
-    fs::write(&secret, "secret").unwrap();
+    fs::write(
+        &secret,
+        include_str!("../src/omni/testdata/keys/omnictl-create.txt"),
+    )
+    .unwrap();
     let toml = toml
         .replace("/run/secrets/omni-key", secret.to_str().unwrap())
         .replace("/run/secrets/oxide-token", secret.to_str().unwrap());

@@ -16,6 +16,7 @@ mod model;
 mod orphans;
 mod planner;
 mod schedules;
+mod secrets;
 mod stories;
 mod support;
 mod upstream;

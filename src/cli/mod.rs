@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::setting::Flags;
+use crate::process;
+use crate::secret::hide;
 
 pub mod check;
 pub mod completions;
@@ -76,6 +78,10 @@ enum Command {
 /// Runs the program and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Before anything is read that is secret. A system that refuses it is no reason not to run.
+    if let Err(error) = process::close() {
+        complain(format_args!("warning: core dumps cannot be turned off: {error}"));
+    }
     let arguments = Arguments::parse();
     match arguments.command {
         None => run::run(&arguments.flags),
@@ -144,7 +150,7 @@ fn print(text: impl Display) {
 
 /// Writes a line to standard error.
 fn complain(text: impl Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", hide(&text.to_string()));
 }
 
 /// Runs a future on the runtime of all commands that need one: as many threads as there are cores.

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use url::Url;
+
 use super::{USAGE, block_on, complain, failure};
 use crate::config::setting::Flags;
 use crate::config::{self, Loaded};
+use crate::secret::Secret;
 use crate::{daemon, telemetry};
 
 pub(super) fn run(flags: &Flags) -> ExitCode {
@@ -24,12 +27,25 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     }
 }
 
+/// Guards the passwords of proxies, which are no settings of ours: the HTTP clients read them by themselves.
+fn guard_proxies(environment: &BTreeMap<String, String>) {
+    for (_, value) in environment
+        .iter()
+        .filter(|(name, _)| name.to_ascii_lowercase().ends_with("_proxy"))
+    {
+        if let Some(password) = Url::parse(value).ok().as_ref().and_then(Url::password) {
+            Secret::new(password).guard();
+        }
+    }
+}
+
 /// Loads the settings from flags, environment and file; complains of all that is wrong with them.
 pub(super) fn load(flags: &Flags) -> Result<Loaded, ExitCode> {
     // A variable that is no UTF-8 cannot be a value of ours.
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
+    guard_proxies(&environment);
     config::load(flags, &environment).map_err(|faults| {
         complain(format_args!("error: {faults}"));
         ExitCode::from(USAGE)

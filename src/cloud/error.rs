@@ -6,6 +6,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
+use crate::secret::hide;
+
 /// The meaning of a failure. When to look again and what to show follow from it alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -55,7 +57,8 @@ impl ErrorKind {
 
 /// A cloud's failure: what was attempted, on what, and what it means.
 ///
-/// `Display` prints this error alone, never its source: the sink prints the chain, once.
+/// `Display` prints this error alone, never its source: the sink prints the chain, once. What a cloud echoes of our secrets is
+/// hidden.
 #[derive(Debug)]
 pub struct CloudError {
     /// The kind of cloud, as in `Cloud::KIND`.
@@ -92,7 +95,7 @@ impl CloudError {
 
 impl fmt::Display for CloudError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot {} on {}: {}", self.verb, self.cloud, self.what)
+        write!(f, "cannot {} on {}: {}", self.verb, self.cloud, hide(&self.what))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::{LogFormat, OrphanPolicy};
+use crate::omni::channel::is_provider_id;
 use crate::telemetry;
 
 /// Workers that make sense at all; each costs memory and, when Omni comes back after an outage, a call.
@@ -60,14 +61,12 @@ pub(super) fn is_loopback(url: &str) -> bool {
     })
 }
 
-/// The ID is part of resource names in Omni, of an e-mail-like identity, and of marks in clouds.
 pub(super) fn provider_id(text: &str) -> Result<String, String> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if text.bytes().all(good) {
+    if is_provider_id(text) {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "`{text}` may only have letters, digits, `-`, `_` and `.`"
+        "`{text}` is not usable: Omni takes 1 to 63 lower-case letters, digits and hyphens, the first and the last no hyphen"
     ))
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
@@ -14,6 +15,7 @@ use figment::value::{Dict, Value};
 use super::OxideConfig;
 use super::setting::{self, Flags, Form, LAYERS, Layer, SETTINGS, Setting};
 use super::{CloudConfig, OmniConfig, parse};
+use crate::omni::auth::ServiceAccount;
 use crate::secret::Secret;
 
 /// Most bytes of a file that is given as a secret, a settings file or a CA bundle. The largest real one is a
@@ -155,7 +157,11 @@ impl Reader {
     }
 
     /// A secret, from its value or from its file, whichever stands in the stronger layer.
-    fn secret(&mut self, setting: &'static Setting, file: &'static Setting) -> Option<Secret> {
+    fn secret(
+        &mut self,
+        setting: &'static Setting,
+        file: &'static Setting,
+    ) -> Option<(Secret, Option<PathBuf>)> {
         let (by_value, by_file) = (self.layer_of(setting), self.layer_of(file));
         if by_value.is_none() && by_file.is_none() {
             // A refused flag has its fault already.
@@ -177,23 +183,35 @@ impl Reader {
             return None;
         }
         if by_value > by_file {
-            return self.text(setting).map(Secret::new);
+            let secret = Secret::new(self.text(setting)?);
+            secret.guard();
+            return Some((secret, None));
         }
         let path = PathBuf::from(self.text(file)?);
-        match read_file(&path) {
-            Ok(text) if text.trim().is_empty() => {
-                self.wrong(file, &format!("{} is empty", path.display()));
-                None
-            }
-            Ok(text) => {
+        match read_secret(&path) {
+            Ok(secret) => {
+                secret.guard();
                 self.warnings.extend(loose_permissions(&path));
-                Some(Secret::new(text.trim()))
+                Some((secret, Some(path)))
             }
             Err(fault) => {
                 self.wrong(file, &fault);
                 None
             }
         }
+    }
+
+    /// The key of the service account, if it can be used.
+    fn key(&mut self) -> Option<(Secret, Option<PathBuf>)> {
+        let (key, file) = self.secret(&setting::OMNI_KEY, &setting::OMNI_KEY_FILE)?;
+        if let Err(error) = ServiceAccount::parse(&key) {
+            let place = file
+                .map(|file| format!("{}: ", file.display()))
+                .unwrap_or_default();
+            self.faults.push(format!("{place}{error}"));
+            return None;
+        }
+        Some((key, file))
     }
 
     pub(super) fn ca_bundle(&mut self, setting: &Setting) -> Option<PathBuf> {
@@ -229,7 +247,7 @@ impl Reader {
             self.missing(&setting::OMNI_ENDPOINT, "");
         }
         let endpoint = self.parsed(&setting::OMNI_ENDPOINT, parse::endpoint);
-        let service_account_key = self.secret(&setting::OMNI_KEY, &setting::OMNI_KEY_FILE);
+        let key = self.key();
         let ca_bundle = self.ca_bundle(&setting::OMNI_CA_BUNDLE);
         let insecure = self
             .parsed(&setting::OMNI_INSECURE, parse::switch)
@@ -243,9 +261,11 @@ impl Reader {
                 "{endpoint} has no TLS: join tokens can be read on the way"
             ));
         }
+        let (service_account_key, service_account_key_file) = key?;
         Some(OmniConfig {
             endpoint,
-            service_account_key: service_account_key?,
+            service_account_key,
+            service_account_key_file,
             ca_bundle,
             insecure,
         })
@@ -310,9 +330,11 @@ impl Reader {
                 "{host} has no TLS: the Oxide token can be read on the way"
             ));
         }
+        let (token, token_file) = token?;
         Some(CloudConfig::Oxide(OxideConfig {
             host,
-            token: token?,
+            token,
+            token_file,
             ca_bundle,
         }))
     }
@@ -345,6 +367,19 @@ fn read_tables(path: &Path) -> Result<Dict, String> {
     })
 }
 
+/// The secret in a file.
+///
+/// # Errors
+///
+/// Why there is none; names the file.
+pub fn read_secret(path: &Path) -> Result<Secret, String> {
+    let text = read_file(path)?;
+    match text.trim() {
+        "" => Err(format!("{} is empty", path.display())),
+        secret => Ok(Secret::new(secret)),
+    }
+}
+
 fn read_file(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let file = fs::File::open(path).map_err(cannot)?;
@@ -362,15 +397,24 @@ fn read_file(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// A sentence if everybody on the machine may read the file. Its group may: that is how Kubernetes hands
-/// secrets to a user.
+/// A sentence if more people may read a secret's file than have to. A group that is not ours by ownership may: that is how
+/// Kubernetes and systemd hand secrets to a user.
 fn loose_permissions(path: &Path) -> Option<String> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = fs::metadata(path).ok()?.permissions().mode();
-    (mode & 0o007 != 0).then(|| {
-        format!(
-            "{} holds a secret, and everybody on this machine may open it: chmod o= it",
-            path.display()
+    let file = fs::metadata(path).ok()?;
+    let ours = file.uid() == rustix::process::geteuid().as_raw();
+    loose(file.mode(), ours).map(|fault| format!("{} holds a secret, and {fault}", path.display()))
+}
+
+/// What is too much in the mode of a secret's file, and what to do about it; `ours` tells whether we own it.
+pub(super) fn loose(mode: u32, ours: bool) -> Option<&'static str> {
+    if mode & 0o007 != 0 {
+        Some(
+            "everybody on this machine may open it: chmod o= it, or in Kubernetes set the volume's defaultMode to \
+             0440 and the pod's fsGroup",
         )
-    })
+    } else if mode & 0o020 != 0 || ours && mode & 0o040 != 0 {
+        Some("its group may open it: chmod g= it")
+    } else {
+        None
+    }
 }

@@ -8,11 +8,15 @@ use std::time::Duration;
 use clap::{Args as _, FromArgMatches as _};
 
 use super::parse::{duration, endpoint};
+use super::reader::loose;
 use super::setting::Flags;
 use super::{CloudConfig, Config, Faults, Loaded, LogFormat, load};
 
 /// A secret that no output may show.
 const CANARY: &str = "c4n4ry";
+
+/// A key that can be used; no output may show that either.
+const KEY: &str = include_str!("../omni/testdata/keys/omnictl-create.txt");
 
 fn flags(arguments: &[&str]) -> Flags {
     let command = Flags::augment_args(clap::Command::new("test").no_binary_name(true));
@@ -28,7 +32,7 @@ fn environment(variables: &[(&str, &str)]) -> BTreeMap<String, String> {
 
 const GOOD: [(&str, &str); 4] = [
     ("OMNI_ENDPOINT", "https://omni.example.com:443/"),
-    ("OMNI_SERVICE_ACCOUNT_KEY", "c4n4ry-key"),
+    ("OMNI_SERVICE_ACCOUNT_KEY", KEY),
     ("OXIDE_HOST", "https://oxide.example.com/"),
     ("OXIDE_TOKEN", " c4n4ry-token\n"),
 ];
@@ -66,7 +70,7 @@ fn the_go_providers_four_variables_are_enough() {
     let loaded = load_with(&[], &[]).unwrap();
     let config = loaded.config;
     assert_eq!(config.omni.endpoint, "https://omni.example.com");
-    assert_eq!(config.omni.service_account_key.expose(), "c4n4ry-key");
+    assert_eq!(config.omni.service_account_key.expose(), KEY.trim());
     assert!(!config.omni.insecure);
     let CloudConfig::Oxide(oxide) = &config.cloud;
     assert_eq!(oxide.host, "https://oxide.example.com");
@@ -131,8 +135,9 @@ fn an_empty_variable_is_not_set() {
 
 #[test]
 fn sideros_variable_goes_before_omnis() {
-    let config = config(&[], &[("SIDERO_SERVICE_ACCOUNT_KEY", "other")]);
-    assert_eq!(config.omni.service_account_key.expose(), "other");
+    let other = include_str!("../omni/testdata/keys/omnictl-renew.txt");
+    let config = config(&[], &[("SIDERO_SERVICE_ACCOUNT_KEY", other)]);
+    assert_eq!(config.omni.service_account_key.expose(), other.trim());
 }
 
 #[test]
@@ -158,6 +163,7 @@ fn everything_wrong_is_named_at_once() {
           - the file has an unknown key `hosst` in [oxide]: did you mean `host`?
           - the file has an unknown table [oxyde]: did you mean [oxide]?
           - --omni-endpoint, OMNI_ENDPOINT or `endpoint` in [omni] of the file: `omni.example.com:443` is not usable, it must begin with https:// or http:// or grpc://
+          - OMNI_SERVICE_ACCOUNT_KEY is not base64: copy the whole key, on one line, as Omni showed it
           - --omni-insecure-skip-tls-verify, OMNI_INSECURE_SKIP_TLS_VERIFY or `insecure_skip_tls_verify` in [omni] of the file: `maybe` is neither true nor false
           - --oxide-host, OXIDE_HOST or `host` in [oxide] of the file: a URL with a user name or password
           - --oxide-ca-bundle, OXIDE_CA_BUNDLE or `ca_bundle` in [oxide] of the file: cannot read /does/not/exist: No such file or directory (os error 2)
@@ -166,7 +172,7 @@ fn everything_wrong_is_named_at_once() {
           - --provisioner-concurrency, PROVISIONER_CONCURRENCY or `concurrency` in [provisioner] of the file: `0` is not a number from 1 to 1024
           - --join-deadline, JOIN_DEADLINE or `join_deadline` in the file: `soon` is not a time from 1s to 24h, such as 15m or 1h30m
           - --nameserver, NAMESERVER or `nameserver` in the file: `dns.example.com` is not an IP address
-          - --provider-id, PROVIDER_ID or `id` in [provider] of the file: `a b` may only have letters, digits, `-`, `_` and `.`"#]].assert_eq(&faults(
+          - --provider-id, PROVIDER_ID or `id` in [provider] of the file: `A_b` is not usable: Omni takes 1 to 63 lower-case letters, digits and hyphens, the first and the last no hyphen"#]].assert_eq(&faults(
         &["--provisioner-concurrency", "0", "--nameserver", "dns.example.com", "--join-deadline=soon"],
         &[
             ("CONFIG", file.path().to_str().unwrap()),
@@ -174,7 +180,7 @@ fn everything_wrong_is_named_at_once() {
             ("OMNI_INSECURE_SKIP_TLS_VERIFY", "maybe"),
             ("OXIDE_HOST", "https://user:c4n4ry@oxide.example.com"),
             ("OXIDE_CA_BUNDLE", "/does/not/exist"),
-            ("PROVIDER_ID", "a b"),
+            ("PROVIDER_ID", "A_b"),
             ("LOG_FORMAT", "xml"),
         ],
     ));
@@ -273,7 +279,7 @@ fn a_file_without_end_is_not_read_to_its_end() {
 
 #[test]
 fn what_everybody_may_read_is_warned_about() {
-    let secret = file("secret", 0o604);
+    let secret = file(KEY, 0o604);
     let settings = file("[oxide]\ntoken = 'x'\n", 0o644);
     let path = secret.path().to_str().unwrap();
     let loaded = load_with(
@@ -297,6 +303,44 @@ fn what_everybody_may_read_is_warned_about() {
         "{warnings}"
     );
     assert_eq!(loaded.warnings.len(), 3, "{warnings}");
+}
+
+#[test]
+fn a_file_of_a_secret_is_its_owners() {
+    for (mode, ours, fault) in [
+        (0o600, true, None),
+        (0o400, true, None),
+        (0o640, true, Some("its group")),
+        (0o660, true, Some("its group")),
+        (0o644, true, Some("everybody")),
+        (0o601, true, Some("everybody")),
+        // As Kubernetes and systemd hand them out: root's, and readable by our group.
+        (0o440, false, None),
+        (0o460, false, Some("its group")),
+        (0o444, false, Some("everybody")),
+    ] {
+        let found = loose(mode, ours);
+        assert_eq!(found.is_some(), fault.is_some(), "{mode:o}: {found:?}");
+        assert!(
+            found.unwrap_or_default().contains(fault.unwrap_or_default()),
+            "{mode:o}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_key_that_cannot_be_used_is_told_with_its_file() {
+    let bad = file("c4n4ry!", 0o600);
+    let path = bad.path().to_str().unwrap();
+    let told = faults(
+        &["--omni-service-account-key-file", path],
+        &[("OMNI_ENDPOINT", "x")],
+    );
+    assert!(
+        told.contains(&format!("{path}: OMNI_SERVICE_ACCOUNT_KEY is not base64")),
+        "{told}"
+    );
+    assert!(told.contains("`x` is not a URL"), "{told}");
 }
 
 #[test]
@@ -356,8 +400,11 @@ fn durations_are_written_as_in_go() {
 fn what_is_printed_has_no_secret_and_can_be_loaded_again() {
     let loaded = load_with(&["--nameserver", "10.0.0.1", "--log", "debug"], &[]).unwrap();
     let printed = loaded.config.to_string();
-    assert!(!printed.contains(CANARY) && !format!("{loaded:?}").contains(CANARY));
-    let file = file(&printed, 0o600);
+    for secret in [CANARY, KEY.trim()] {
+        assert!(!printed.contains(secret) && !format!("{loaded:?}").contains(secret));
+    }
+    // But for its secrets.
+    let file = file(&printed.replacen("<redacted>", KEY.trim(), 1), 0o600);
     let again = load(
         &flags(&["--config", file.path().to_str().unwrap()]),
         &BTreeMap::new(),

@@ -107,6 +107,16 @@ impl ServiceAccount {
             return Err(KeyError::BadName);
         }
         let (key, _) = SignedSecretKey::from_string(&armour(&pgp_key)).map_err(|_| KeyError::BadKey)?;
+        let public = key.primary_key.public_key();
+        // Upstream's library, and with it Omni, knows a key by its user IDs.
+        if !key
+            .details
+            .users
+            .iter()
+            .any(|user| user.verify_bindings(public).is_ok())
+        {
+            return Err(KeyError::BadKey);
+        }
         let created = moment(key.primary_key.created_at().into());
         let account = Self {
             name,
@@ -513,6 +523,22 @@ mod tests {
             );
             let read = ServiceAccount::parse(&wrap("oxide", &armoured));
             assert_eq!(read.err(), Some(KeyError::BadKey), "byte {place}");
+        }
+    }
+
+    #[test]
+    fn a_key_without_a_user_id_of_its_own_is_refused() {
+        let mut nobodys = key(None);
+        nobodys.details.users.clear();
+        let mut anothers = key(None);
+        anothers.details.users = key(None).details.users;
+        let mut unsigned = key(None);
+        for user in &mut unsigned.details.users {
+            user.signatures.clear();
+        }
+        for key in [nobodys, anothers, unsigned] {
+            let read = ServiceAccount::parse(&wrap("oxide", &armoured(&key)));
+            assert_eq!(read.err(), Some(KeyError::BadKey));
         }
     }
 

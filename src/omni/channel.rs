@@ -169,16 +169,21 @@ impl Channels {
     }
 }
 
-/// Checks a provider ID by Omni's rule, a DNS label; as a header value.
-fn provider_header(id: &str) -> Result<MetadataValue<Ascii>, SettingsError> {
-    let label = (1..=63).contains(&id.len())
+/// Whether Omni takes it for a provider ID: a DNS label.
+#[must_use]
+pub fn is_provider_id(id: &str) -> bool {
+    (1..=63).contains(&id.len())
         && id
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && !id.starts_with('-')
-        && !id.ends_with('-');
+        && !id.ends_with('-')
+}
+
+/// A provider ID as a header value.
+fn provider_header(id: &str) -> Result<MetadataValue<Ascii>, SettingsError> {
     let error = || SettingsError::ProviderId(id.to_owned());
-    if !label {
+    if !is_provider_id(id) {
         return Err(error());
     }
     MetadataValue::try_from(id).map_err(|_| error())

@@ -4,6 +4,8 @@ use std::fmt;
 
 use tonic::Code;
 
+use crate::secret::hide;
+
 /// The meaning of a failed call. Several of them share one gRPC code; the message tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OmniErrorKind {
@@ -60,6 +62,7 @@ impl fmt::Display for OmniError {
         let Self {
             attempted, message, ..
         } = self;
+        let message = hide(message);
         match self.kind {
             OmniErrorKind::Unavailable => write!(f, "no answer from Omni to {attempted}: {message}"),
             _ => write!(f, "Omni refused to {attempted}: {message}"),

@@ -186,6 +186,8 @@ fn complete(inputs: JoinInputs) -> Result<JoinInputs, String> {
             return Err(format!("Omni has no {what} for machines that join (yet)"));
         }
     }
+    // Machines are made with it, by clouds that may quote what they are told.
+    inputs.token.guard();
     Ok(inputs)
 }
 

@@ -4,6 +4,7 @@
     reason = "a test's runtime ends with the test, and all its tasks with it"
 )]
 
+pub(crate) mod canaries;
 pub(crate) mod cloud;
 pub(crate) mod peer;
 pub(crate) mod rack;

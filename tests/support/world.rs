@@ -13,7 +13,7 @@ use omni_infra_provider::engine::orphans::Policy;
 use omni_infra_provider::machine::Pace;
 use omni_infra_provider::omni::kinds::{
     ConfigPatchRequests, InfraProviderStatusSpec, MachineRequestSpec, MachineRequestStatusSpec,
-    MachineRequestStatuses, MachineRequests, MachineResources,
+    MachineRequestStatuses, MachineRequests, MachineResources, ProviderJoinConfigs,
 };
 use omni_infra_provider::omni::{self, Dial, Kind, Settings};
 use omni_infra_provider::sandbox::omni::{Delays, Omni, OmniOptions};
@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::canaries::{Canaries, Watch};
 use super::cloud::{Machine, TestCloud};
 use super::tap::{Doom, Entry, Tap, tap_omni};
 
@@ -48,7 +49,11 @@ pub(crate) struct World<C: TestCloud = Sim> {
     incoming: Arc<tokio::sync::Mutex<UnboundedReceiver<DuplexStream>>>,
     serving: Option<JoinHandle<()>>,
     daemon: Option<(JoinHandle<()>, CancellationToken)>,
+    watch: Watch,
 }
+
+/// What the daemon writes into Omni.
+const OURS: [&str; 3] = ["MachineRequestStatuses.", "ConfigPatchRequests.", "InfraProvider"];
 
 impl World {
     /// An Omni that runs, a simulated cloud, and a daemon that is ready.
@@ -83,7 +88,12 @@ impl<C: TestCloud> World<C> {
         let (dial, incoming) = omni::memory();
         tap_omni(&omni, &tap);
         cloud.connect(&omni);
+        let mut canaries = Canaries::default();
+        canaries.add_key(&key);
+        let join = omni.get::<ProviderJoinConfigs>(C::PROVIDER, C::PROVIDER).unwrap();
+        canaries.add("the join token", &join.spec.join_token);
         let mut world = Self {
+            watch: Watch::over(canaries),
             omni,
             cloud,
             pace: Pace {
@@ -385,10 +395,18 @@ impl World {
 }
 
 impl<C: TestCloud> Drop for World<C> {
-    /// The hooks hold what holds them.
+    /// No secret of a story was logged, or written into Omni, or is shown by what a failure prints.
     fn drop(&mut self) {
+        // The hooks hold what holds them.
         self.cloud.unhook();
         self.omni.clear_hook();
+        if std::thread::panicking() {
+            return;
+        }
+        let written = self.omni.everything().into_iter();
+        let written = written.filter(|stored| OURS.iter().any(|kind| stored.kind.starts_with(kind)));
+        let texts = written.map(|stored| format!("{stored:?} {}", String::from_utf8_lossy(&stored.spec)));
+        self.watch.assert_unseen(texts.chain([self.to_string()]));
     }
 }
 

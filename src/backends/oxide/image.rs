@@ -156,7 +156,7 @@ impl Oxide {
         let name = convert::name(&wanted).map_err(rejected)?;
         let project = convert::name_or_id(&scope.0).map_err(rejected)?;
         let own = self
-            .client
+            .client()
             .image_view()
             .project(project)
             .image(name.clone())
@@ -176,7 +176,7 @@ impl Oxide {
             Err(failure) => return Err(unless_hidden(failure, VERB, scope)),
         }
         // A silo's image can be used in all its projects. Another one of that name does not bother ours.
-        let shared = self.client.image_view().image(name).send().await;
+        let shared = self.client().image_view().image(name).send().await;
         let shared = absent_is_none(shared).map_err(|failure| failure.error(VERB, what()))?;
         Ok(shared
             .filter(|image| is_image_of(image, key))
@@ -269,7 +269,7 @@ impl Oxide {
         let fault = |failure: Failure| failure.error(VERB, what());
         let rejected = |words| fault(Failure::rejected(words));
         let disk = self
-            .client
+            .client()
             .disk_create()
             .project(scope.param().map_err(fault)?)
             .body(types::DiskCreate {
@@ -318,7 +318,8 @@ impl Oxide {
         let scratch = disk.name.as_str();
         let what = || format!("scratch disk {scratch:?} for image {image:?} in project {scope}");
         let fault = |failure: Failure| failure.busy_if_refused().error(VERB, what());
-        let start = self.client.disk_bulk_write_import_start().disk(disk.id);
+        let client = self.client();
+        let start = client.disk_bulk_write_import_start().disk(disk.id);
         start.send().await.map_err(|error| fault(error.into()))?;
         let sha256 = match self
             .write_all(disk, &what(), stream, gib.saturating_mul(GIB))
@@ -327,10 +328,11 @@ impl Oxide {
             Written::All(sha256) => sha256,
             Written::TooLong(bytes) => return Ok(Attempt::TooLong(bytes.div_ceil(GIB))),
         };
-        let stop = self.client.disk_bulk_write_import_stop().disk(disk.id);
+        // The stream took its time: the token may be another one by now.
+        let client = self.client();
+        let stop = client.disk_bulk_write_import_stop().disk(disk.id);
         stop.send().await.map_err(|error| fault(error.into()))?;
-        let finalize = self
-            .client
+        let finalize = client
             .disk_finalize_import()
             .disk(disk.id)
             .body(types::FinalizeDisk {
@@ -338,7 +340,7 @@ impl Oxide {
             });
         finalize.send().await.map_err(|error| fault(error.into()))?;
         let snapshot = self
-            .client
+            .client()
             .snapshot_view()
             .project(disk.project_id)
             .snapshot(disk.name.clone())
@@ -348,8 +350,7 @@ impl Oxide {
 
         let what = || format!("image {image:?} in project {scope}");
         let rejected = |words| Failure::rejected(words).error(VERB, what());
-        let create = self
-            .client
+        let create = client
             .image_create()
             .project(disk.project_id)
             .body(types::ImageCreate {
@@ -426,8 +427,8 @@ impl Oxide {
         };
         let mut pause = CHUNK_PAUSE;
         for left in (0..CHUNK_TRIES).rev() {
-            let write = self
-                .client
+            let client = self.client();
+            let write = client
                 .disk_bulk_write_import()
                 .disk(disk)
                 .body(body.clone())
@@ -455,7 +456,7 @@ impl Oxide {
 
     /// Why a chunk was refused: the disk may have been taken from under us.
     async fn why_refused(&self, failure: Failure, disk: Uuid, what: &str) -> CloudError {
-        let seen = self.client.disk_view().disk(disk).send().await;
+        let seen = self.client().disk_view().disk(disk).send().await;
         match absent_is_none(seen) {
             Ok(None) => failure.error_of(ErrorKind::Busy, VERB, format!("{what} is gone")),
             Ok(Some(disk)) if !matches!(disk.state, types::DiskState::ImportingFromBulkWrites) => {
@@ -515,7 +516,8 @@ impl Oxide {
         let (Ok(project), Ok(image)) = (scope.param(), convert::name(image)) else {
             return false;
         };
-        let view = self.client.image_view().project(project).image(image);
+        let client = self.client();
+        let view = client.image_view().project(project).image(image);
         view.send().await.is_ok()
     }
 
@@ -535,7 +537,7 @@ impl Oxide {
     }
 
     async fn look_and_clear(&self, scope: &Project, disk: Uuid) -> std::result::Result<(), Failure> {
-        let seen = self.client.disk_view().disk(disk).send().await;
+        let seen = self.client().disk_view().disk(disk).send().await;
         match absent_is_none(seen)? {
             Some(disk) => self.clear(scope, &disk).await,
             None => Ok(()),
@@ -549,7 +551,7 @@ impl Oxide {
         match disk.state {
             State::Detached | State::Faulted => {
                 let snapshot = self
-                    .client
+                    .client()
                     .snapshot_view()
                     .project(scope.param()?)
                     .snapshot(disk.name.clone())
@@ -558,12 +560,14 @@ impl Oxide {
                 if let Some(snapshot) = absent_is_none(snapshot)?
                     && snapshot.disk_id == disk.id
                 {
-                    let delete = self.client.snapshot_delete().snapshot(snapshot.id);
+                    let client = self.client();
+                    let delete = client.snapshot_delete().snapshot(snapshot.id);
                     absent_is_none(delete.send().await)?;
                 }
             }
             State::ImportingFromBulkWrites => {
-                let stop = self.client.disk_bulk_write_import_stop().disk(disk.id);
+                let client = self.client();
+                let stop = client.disk_bulk_write_import_stop().disk(disk.id);
                 stop.send().await?;
                 self.finalize(disk.id).await?;
             }
@@ -571,14 +575,14 @@ impl Oxide {
             // In the middle of something that ends by itself; a later sweep meets it again.
             _ => return Ok(()),
         }
-        absent_is_none(self.client.disk_delete().disk(disk.id).send().await)?;
+        absent_is_none(self.client().disk_delete().disk(disk.id).send().await)?;
         Ok(())
     }
 
     /// Ends an import without a snapshot.
     async fn finalize(&self, disk: Uuid) -> std::result::Result<(), Failure> {
-        let finalize = self
-            .client
+        let client = self.client();
+        let finalize = client
             .disk_finalize_import()
             .disk(disk)
             .body(types::FinalizeDisk { snapshot_name: None });

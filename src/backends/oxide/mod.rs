@@ -14,7 +14,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use oxide::prelude::*;
 use oxide::types;
@@ -25,6 +25,7 @@ use crate::cloud::{
     BootProfile, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef,
     InstanceSpec, Legacy, Limits, Mark, Marked, Result, Scope,
 };
+use crate::secret::Secret;
 
 mod class;
 mod client;
@@ -78,9 +79,41 @@ struct Look {
     state: types::InstanceState,
 }
 
+/// How a silo is asked, with a token that may be replaced while the silo is in use. Clones share it.
+#[derive(Clone)]
+pub struct Credentials {
+    settings: Arc<Settings>,
+    client: Arc<RwLock<Arc<oxide::Client>>>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Sends all later calls with another token.
+    ///
+    /// # Errors
+    ///
+    /// `Rejected`, if it cannot be one.
+    pub fn replace(&self, token: &Secret) -> Result<()> {
+        let settings = Settings {
+            token: token.clone(),
+            ..(*self.settings).clone()
+        };
+        let client = client::build(&settings)?;
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(client);
+        Ok(())
+    }
+}
+
 /// One silo of an Oxide rack.
 pub struct Oxide {
-    client: oxide::Client,
+    credentials: Credentials,
     /// The provider ID, for what is made without a machine request: scratch disks of imports.
     provider: String,
     /// What `find_instance` last saw of an instance of ours, taken by the next `delete_instance`. It saves
@@ -113,12 +146,26 @@ impl Oxide {
     /// `Rejected`, naming the setting that cannot be used.
     pub fn new(settings: &Settings) -> Result<Self> {
         Ok(Self {
-            client: client::build(settings)?,
+            credentials: Credentials {
+                client: Arc::new(RwLock::new(Arc::new(client::build(settings)?))),
+                settings: Arc::new(settings.clone()),
+            },
             provider: settings.provider_id.clone(),
             looks: Mutex::default(),
             scratch: Mutex::default(),
             tidied: Mutex::default(),
         })
+    }
+
+    /// What its calls are signed with.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        self.credentials.clone()
+    }
+
+    fn client(&self) -> Arc<oxide::Client> {
+        let client = &self.credentials.client;
+        Arc::clone(&client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The instance of that name, whoever made it.
@@ -127,7 +174,7 @@ impl Oxide {
         instance: &InstanceRef<Project>,
     ) -> std::result::Result<Option<types::Instance>, Failure> {
         let found = self
-            .client
+            .client()
             .instance_view()
             .project(instance.scope.param()?)
             .instance(convert::name(&instance.name).map_err(Failure::rejected)?)
@@ -140,13 +187,14 @@ impl Oxide {
     async fn disks(&self, project: &Project) -> std::result::Result<Vec<types::Disk>, Failure> {
         let project = project.param()?;
         all_pages(|token| {
-            let list = self.client.disk_list().limit(PAGE);
-            // A token names the project too.
-            let page = match token {
-                None => list.project(project.clone()),
-                Some(token) => list.page_token(token),
-            };
+            let (client, project) = (self.client(), project.clone());
             async move {
+                let list = client.disk_list().limit(PAGE);
+                // A token names the project too.
+                let page = match token {
+                    None => list.project(project),
+                    Some(token) => list.page_token(token),
+                };
                 let page = page.send().await?.into_inner();
                 Ok((page.items, page.next_page))
             }
@@ -158,13 +206,14 @@ impl Oxide {
     async fn instances(&self, project: &Project) -> std::result::Result<Vec<types::Instance>, Failure> {
         let project = project.param()?;
         all_pages(|token| {
-            let list = self.client.instance_list().limit(PAGE);
-            // A token names the project too.
-            let page = match token {
-                None => list.project(project.clone()),
-                Some(token) => list.page_token(token),
-            };
+            let (client, project) = (self.client(), project.clone());
             async move {
+                let list = client.instance_list().limit(PAGE);
+                // A token names the project too.
+                let page = match token {
+                    None => list.project(project),
+                    Some(token) => list.page_token(token),
+                };
                 let page = page.send().await?.into_inner();
                 Ok((page.items, page.next_page))
             }
@@ -211,7 +260,7 @@ impl Oxide {
                 continue;
             }
             match self
-                .client
+                .client()
                 .disk_delete()
                 .disk(disk.id)
                 .send()
@@ -318,7 +367,7 @@ impl Cloud for Oxide {
 
     /// One call.
     async fn check(&self) -> Result<()> {
-        let me = self.client.current_user_view().send().await;
+        let me = self.client().current_user_view().send().await;
         me.map_err(|error| Failure::from(error).error("check the credentials", "current user"))?;
         Ok(())
     }
@@ -403,7 +452,7 @@ impl Cloud for Oxide {
         let fault = |failure: Failure| failure.error(VERB, show(instance));
         let body = convert::instance_create(spec).map_err(|words| fault(Failure::rejected(words)))?;
         let project = instance.scope.param().map_err(fault)?;
-        match client::create_instance(&self.client, &project, &body).await {
+        match client::create_instance(&self.client(), &project, &body).await {
             Ok(_) => Ok(()),
             // It may be ours: created by a call whose answer was lost, or by another daemon. Nexus says the
             // same of a disk's name, so that the instance may well not exist.
@@ -449,7 +498,7 @@ impl Cloud for Oxide {
             },
         };
         match self
-            .client
+            .client()
             .instance_start()
             .instance(id)
             .send()
@@ -477,7 +526,7 @@ impl Cloud for Oxide {
         let state = match self.recall(id, instance) {
             Some(state) => Some(state),
             None => {
-                let seen = self.client.instance_view().instance(id).send().await;
+                let seen = self.client().instance_view().instance(id).send().await;
                 match absent_is_none(seen).map_err(fault)? {
                     None => None,
                     Some(theirs) => {
@@ -495,7 +544,7 @@ impl Cloud for Oxide {
         match state.map(|state| (state, convert::step_down(state))) {
             Some((_, Step::Stop)) => {
                 match self
-                    .client
+                    .client()
                     .instance_stop()
                     .instance(id)
                     .send()
@@ -513,7 +562,7 @@ impl Cloud for Oxide {
             }
             Some((_, Step::Delete)) => {
                 match self
-                    .client
+                    .client()
                     .instance_delete()
                     .instance(id)
                     .send()
@@ -560,8 +609,9 @@ impl Cloud for Oxide {
 
     /// One call for each thousand projects that the token may see.
     async fn list_scopes(&self) -> Result<Vec<Project>> {
+        let client = self.client();
         let projects: Vec<types::Project> = all_pages(|token| {
-            let list = self.client.project_list().limit(PAGE);
+            let list = client.project_list().limit(PAGE);
             let page = match token {
                 None => list,
                 Some(token) => list.page_token(token),
