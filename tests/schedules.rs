@@ -39,8 +39,8 @@ const STUCK: Duration = Duration::from_secs(600);
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// How long the world is left alone after the provider was deleted: longer than any wait of the daemon.
-const AFTER_DELETION: Duration = Duration::from_secs(1800);
+/// How long the world is left alone after the provider was deleted: what could still be under way is over by then.
+const AFTER_DELETION: Duration = Duration::from_secs(200);
 
 /// What schedules came to.
 #[derive(Default)]
@@ -82,6 +82,7 @@ fn schedules_of_faults_and_wishes_keep_what_must_hold_and_settle() {
     let tally = Tally::default();
     if let Some(seed) = number("SCHEDULE_SEED") {
         let tries = number("SCHEDULE_TRIES").unwrap_or(TRIES);
+        say(&Script::new(seed).to_string());
         run(tries, |_| seed, &tally);
         return;
     }

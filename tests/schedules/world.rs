@@ -65,7 +65,9 @@ pub(super) struct World {
     door: Door,
     serving: Option<JoinHandle<()>>,
     /// The key that daemons are started with.
-    key: Secret,
+    key: Arc<Mutex<Secret>>,
+    /// The one that is valid; daemons learn of it later.
+    valid_key: Secret,
     /// By how many seconds Omni's clock is off.
     clock: Arc<AtomicI64>,
     /// The class of each set.
@@ -113,7 +115,8 @@ impl World {
             daemons,
             door,
             serving: None,
-            key,
+            key: Arc::new(Mutex::new(key.clone())),
+            valid_key: key,
             clock,
             classes: [""; 2],
             spoiled: BTreeSet::new(),
@@ -164,9 +167,10 @@ impl World {
         if daemon.life.is_some() {
             return;
         }
-        let settings = Settings {
+        let key = self.key.clone();
+        let settings = move || Settings {
             endpoint: "http://omni.test".to_owned(),
-            key: self.key.clone(),
+            key: key.lock().unwrap().clone(),
             provider_id: PROVIDER.to_owned(),
             ca_bundle: None,
             insecure: false,
@@ -177,7 +181,7 @@ impl World {
         let watchman = self.watchman.clone();
         let task = tokio::spawn(async move {
             while !token.is_cancelled() {
-                let omni = omni::Omni::new(&settings, dial.clone()).unwrap();
+                let omni = omni::Omni::new(&settings(), dial.clone()).unwrap();
                 *shown.lock().unwrap() = Some(omni.signer.clone());
                 let served = daemon::serve(parts(omni, rough.clone()), token.clone()).await;
                 if let Err(error) = served {
@@ -223,6 +227,10 @@ impl World {
                 _ => {
                     tokio::time::sleep_until(happening).await;
                     let Some((_, event)) = next else { return };
+                    if self.provider_deleted {
+                        // Nobody has any rights left, and daemons without rights are slow to watch.
+                        return;
+                    }
                     self.watchman.trace(|| format!("== {event:?}"));
                     self.happen(event).await;
                     next = events.next();
@@ -252,9 +260,10 @@ impl World {
             Ending::Suspension => self.omni.configure(|options| options.suspended = false),
             Ending::Clock => self.clock.store(0, Ordering::Relaxed),
             Ending::Key => {
+                self.valid_key.clone_into(&mut self.key.lock().unwrap());
                 for life in self.daemons.iter().filter_map(|daemon| daemon.life.as_ref()) {
                     if let Some(signer) = life.signer.lock().unwrap().as_ref() {
-                        signer.replace(ServiceAccount::parse(&self.key).unwrap());
+                        signer.replace(ServiceAccount::parse(&self.valid_key).unwrap());
                     }
                 }
             }
@@ -367,7 +376,7 @@ impl World {
             Event::RotateKey(after) => {
                 if !self.provider_deleted {
                     self.omni.revoke_keys(PROVIDER);
-                    self.key = self
+                    self.valid_key = self
                         .omni
                         .renew_key(PROVIDER, Duration::from_secs(365 * 24 * 3600))
                         .unwrap();
