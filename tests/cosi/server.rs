@@ -177,7 +177,7 @@ impl Server for Upstream {
         let mut server = Self {
             peer: Self::spawn(&program, folder.path(), history),
             program,
-            address: String::new(),
+            address: own_address().to_string(),
             history,
             trusted: Vec::new(),
             folder,
@@ -237,6 +237,12 @@ impl Server for Upstream {
     }
 }
 
+/// An address of its own for each server: while it is gone nobody else, not even a client by accident, gets its port.
+fn own_address() -> SocketAddr {
+    let [a, b] = rand::random::<[u8; 2]>();
+    SocketAddr::from(([127, a | 1, b, 1], 0))
+}
+
 /// Our embedded Omni, without its controllers: what it does then is what COSI does.
 pub(super) struct Embedded {
     omni: sandbox::Omni,
@@ -279,7 +285,7 @@ impl Server for Embedded {
         omni.add_provider(PROVIDER).unwrap();
         let mut server = Self {
             omni,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: own_address(),
             connections: None,
             serving: JoinSet::new(),
             listening: JoinSet::new(),
