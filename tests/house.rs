@@ -22,7 +22,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The hands. The wire's own types stay in `omni`.
     (
         "engine",
-        &["cloud", "machine", "omni", "secret", "talos", "telemetry"],
+        &[
+            "cloud",
+            "machine",
+            "omni",
+            "secret",
+            "talos",
+            "telemetry",
+            "words",
+        ],
     ),
     ("omni", &["cloud", "secret", "words"]),
     ("secret", &[]),

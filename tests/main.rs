@@ -15,6 +15,7 @@ mod lease;
 mod model;
 mod orphans;
 mod planner;
+mod replacement;
 mod schedules;
 mod secrets;
 mod stories;

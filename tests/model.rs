@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use mind::Mind;
 use search::{Explored, Search};
-use state::{Daemon, Power, Request, Resource, Slot, Stage, State, Status, Uuid, World};
+use state::{Claim, Daemon, Power, Request, Resource, Slot, Stage, State, Status, Tried, Uuid, World};
 
 /// Which world is explored.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,6 +50,8 @@ struct Scenario {
     anew: bool,
     /// A daemon is replaced by one for which the class is invalid, and the other way round.
     upgrade: bool,
+    /// The class asks for a replacement of whatever is lost.
+    replaces: bool,
 }
 
 /// A step of the world or of a daemon.
@@ -71,7 +73,7 @@ impl Model {
     fn new(scenario: Scenario) -> Self {
         Self {
             scenario,
-            mind: Mind::new(scenario.two_scopes, scenario.patches),
+            mind: Mind::new(scenario.two_scopes, scenario.patches, scenario.replaces),
         }
     }
 
@@ -150,6 +152,7 @@ const MADE: World = World {
     registered: None,
     slots: [Slot::Nothing; 2],
     in_flight: [false; 2],
+    spent: false,
     ran: false,
     lived: false,
     drained: false,
@@ -257,6 +260,29 @@ fn a_class_that_becomes_invalid_loses_no_instance() {
 }
 
 #[test]
+fn a_lost_machine_is_replaced_once_gone_and_once_spent() {
+    let scenario = Scenario {
+        name: "replacement",
+        daemons: 1,
+        blind: true,
+        havoc: true,
+        replaces: true,
+        ..Scenario::default()
+    };
+    let happens = [
+        &A_LIFE[..],
+        &[
+            "spends a replacement",
+            "begins a replacement",
+            "takes the machine back",
+            "finds the machine still lost",
+        ],
+    ]
+    .concat();
+    assert!(scenario.check(&[MADE], UNBOUNDED, &happens).complete);
+}
+
+#[test]
 fn machines_of_the_go_provider_are_adopted_and_end_with_their_requests() {
     let scenario = Scenario {
         name: "hand-over",
@@ -296,6 +322,8 @@ fn of_the_go_provider() -> Vec<World> {
             } else {
                 Uuid::None
             },
+            replacing: None,
+            second: false,
         })
     };
     let resource = |names| Some(Resource { running: true, names });
@@ -342,4 +370,54 @@ fn two_daemons_make_one_instance_and_leave_nothing() {
         ..Scenario::default()
     };
     scenario.check(&[MADE], 200_000, &[]);
+}
+
+#[test]
+fn two_daemons_replace_a_lost_machine_once() {
+    let scenario = Scenario {
+        name: "two daemons, replacement",
+        daemons: 2,
+        havoc: true,
+        replaces: true,
+        ..Scenario::default()
+    };
+    let runs = Slot::Ours {
+        power: Power::Running,
+        bare: false,
+    };
+    let stopped = Slot::Ours {
+        power: Power::Stopped,
+        bare: false,
+    };
+    // From its creation on there are too many ways to get as far.
+    let starts = [stopped, runs, Slot::Nothing].map(|slot| World {
+        request: Some(Request {
+            incarnation: 0,
+            running: true,
+            finalizer: true,
+        }),
+        status: Some(Status {
+            running: true,
+            held: true,
+            claim: Some(Claim {
+                incarnation: 0,
+                tried: Tried::A,
+            }),
+            ran: true,
+            stage: Stage::Provisioned,
+            uuid: Uuid::Past,
+            replacing: None,
+            second: false,
+        }),
+        slots: [slot, Slot::Nothing],
+        ran: true,
+        lived: true,
+        ..MADE
+    });
+    let happens = [
+        "spends a replacement",
+        "begins a replacement",
+        "destroys the status",
+    ];
+    scenario.check(&starts, 200_000, &happens);
 }

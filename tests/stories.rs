@@ -248,14 +248,9 @@ async fn a_vanished_instance_is_reported_and_not_made_anew() {
     world.settle().await;
     world.assert_trace("web", expect![[r#"
         find instance
-        status: stage FAILED, error "the instance is gone · last seen running at <time> UTC · it was deleted outside of Omni; replace this request", status "the instance is gone · last seen running at <time> UTC · it was deleted outside of Omni; replace this request"
+        status: stage FAILED, error "the instance is gone · asked for by its name, the cloud has none; it was deleted outside of Omni: the cloud's audit log may say by whom, look for web (00000000-0000-4000-8000-000000000002) · replace this request · last seen running at <time> UTC", status "the instance is gone · asked for by its name, the cloud has none; it was deleted outside of Omni: the cloud's audit log may say by whom, look for web (00000000-0000-4000-8000-000000000002) · replace this request · last seen running at <time> UTC"
     "#]]);
-    assert!(
-        world
-            .status("web")
-            .error
-            .starts_with("the instance is gone · last seen running at ")
-    );
+    assert!(world.status("web").error.contains(" · last seen running at "));
     world.tear_down("web");
     world.settle().await;
     world.assert_nothing_left();
@@ -288,35 +283,74 @@ async fn a_stopped_instance_is_reported_and_left_alone() {
         .await;
     world.settle().await;
     world.assert_count("web", "start instance", 0);
-    expect!["the instance is stopped · it was running and was stopped outside of Omni · start it in the cloud, or replace this request"].assert_eq(&world.status("web").error);
+    expect!["the instance is stopped · it was running and was stopped outside of Omni · start it in the cloud and it is taken back, or replace this request"].assert_eq(&world.status("web").error);
     assert_eq!(
         world.cloud.instances(),
         [("a".to_owned(), "web".to_owned(), InstanceState::Stopped)]
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_machine_that_does_not_join_in_time_is_reported() {
+/// A world in which no machine joins.
+async fn lonely() -> World {
     let world = World::start().await;
     world
         .omni
         .configure(|options| options.delays.join = Duration::from_secs(24 * 3600));
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_does_not_join_in_time_is_reported_with_what_its_console_tells() {
+    let world = lonely().await;
     world.request("web");
     world
         .until("PROVISIONED", |world| {
             world.status("web").stage == Stage::Provisioned
         })
         .await;
+    world.cloud.write_console(
+        "a",
+        "web",
+        "[    0.0] Command line: siderolink.api=https://omni.test/?jointoken=Wn4bQx2vT9kLr7sHc1JdYpE5uAzGm8oXf3RiNt6VwKq\r\n\
+         [   74.1] [talos] controller failed {\"controller\": \"siderolink.ManagerController\", \"error\": \"error provisioning: \
+         rpc error: code = PermissionDenied desc = unauthorized\"}\r\n",
+    );
     sleep(Duration::from_secs(14 * 60)).await;
     assert_eq!(world.status("web").stage, Stage::Provisioned);
-    sleep(Duration::from_secs(2 * 60)).await;
-    let status = world.status("web");
-    assert_eq!(status.stage, Stage::Failed);
+    world.assert_count("web", "read console", 0);
+    world
+        .until("FAILED", |world| world.status("web").stage == Stage::Failed)
+        .await;
+    world.assert_count("web", "read console", 1);
+    let (before, diagnosis) = world
+        .status("web")
+        .error
+        .split_once(" UTC · ")
+        .map(|(before, after)| (before.to_owned(), after.to_owned()))
+        .unwrap();
     assert!(
-        status
-            .error
-            .starts_with("the instance runs but did not join · started at ")
+        before.starts_with("the instance runs but did not join · started at "),
+        "{before}"
     );
+    expect!["Omni refuses its join token · see whether the provider's join token was revoked or changed: a new machine gets the current one; or replace this request"].assert_eq(&diagnosis);
+    // From now on at the pace of slow looks, and written only where it tells something else.
+    sleep(Duration::from_secs(3600)).await;
+    let trace = world.trace("web");
+    let read = trace.matches("read console").count();
+    assert!((9..=16).contains(&read), "{read}\n{world}");
+    assert_eq!(trace.matches("stage FAILED").count(), 1, "{world}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_console_that_cannot_be_read_holds_nothing_up() {
+    let world = lonely().await;
+    world.fail("read console", 1000, ErrorKind::Denied);
+    world.request("web");
+    world
+        .until("FAILED", |world| world.status("web").stage == Stage::Failed)
+        .await;
+    let error = world.status("web").error;
+    assert!(error.ends_with("· look at its console, at the way from it to Omni, and whether the join token was revoked; or replace this request"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

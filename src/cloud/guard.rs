@@ -13,9 +13,10 @@ use tracing::debug;
 use super::Cloud;
 use super::error::{CloudError, ErrorKind, Result};
 use super::rate::Rate;
+use super::replace::Replace;
 use super::types::{
-    BootProfile, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef, InstanceSpec, Legacy, Limits,
-    Marked,
+    BootProfile, Console, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef, InstanceSpec,
+    Legacy, Limits, Marked,
 };
 
 /// How long a look, a start or a step of a deletion may take. Some of Oxide's calls run a saga inside the request.
@@ -141,6 +142,10 @@ impl<C: Cloud> Cloud for Guarded<C> {
         C::boot(class)
     }
 
+    fn replace(class: &Self::Class) -> Replace {
+        C::replace(class)
+    }
+
     fn legacy(spec: &[u8]) -> Option<Legacy<Self::Scope>> {
         C::legacy(spec)
     }
@@ -216,6 +221,16 @@ impl<C: Cloud> Cloud for Guarded<C> {
             &instance.name,
             DEADLINE,
             self.cloud.delete_instance(instance),
+        )
+        .await
+    }
+
+    async fn read_console(&self, instance: &InstanceRef<Self::Scope>) -> Result<Option<Console>> {
+        self.call(
+            "read console",
+            &instance.name,
+            DEADLINE,
+            self.cloud.read_console(instance),
         )
         .await
     }

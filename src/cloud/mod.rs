@@ -13,14 +13,16 @@ pub mod class;
 pub mod error;
 pub mod guard;
 mod rate;
+pub mod replace;
 pub mod schema;
 pub mod types;
 
 pub use error::{CloudError, ErrorKind, Result};
 pub use guard::Guarded;
+pub use replace::Replace;
 pub use types::{
-    BootProfile, BoxFuture, Found, ImageKey, ImageRef, ImageSource, ImageStream, Instance, InstanceRef,
-    InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Scope, Timestamp, UserData,
+    BootProfile, BoxFuture, Console, Found, ImageKey, ImageRef, ImageSource, ImageStream, Instance,
+    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Scope, Timestamp, UserData,
 };
 
 /// One site of one cloud: the verbs the engine needs, and nothing else.
@@ -60,6 +62,8 @@ pub trait Cloud: Send + Sync + 'static {
     fn scopes(class: &Self::Class) -> Vec<Self::Scope>;
     /// What the class boots.
     fn boot(class: &Self::Class) -> BootProfile;
+    /// Which lost machines of the class are replaced without being asked for.
+    fn replace(class: &Self::Class) -> Replace;
     /// Reads the Go library's machine resource; most clouds have none.
     fn legacy(spec: &[u8]) -> Option<Legacy<Self::Scope>>;
 
@@ -100,6 +104,13 @@ pub trait Cloud: Send + Sync + 'static {
     /// Takes one step of the way to nothing: stop, delete, remove what is left.
     fn delete_instance(&self, instance: &InstanceRef<Self::Scope>)
     -> impl Future<Output = Result<()>> + Send;
+
+    /// The last few KiB of the instance's serial console since it was started; `None` where the cloud keeps none, or none of this
+    /// instance as it is now. Asked for people alone: nothing is decided by it.
+    fn read_console(
+        &self,
+        instance: &InstanceRef<Self::Scope>,
+    ) -> impl Future<Output = Result<Option<Console>>> + Send;
 
     /// Every instance of this provider and installation in the scope, all pages.
     fn list_instances(

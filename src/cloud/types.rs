@@ -121,6 +121,17 @@ impl fmt::Debug for UserData {
     }
 }
 
+/// The end of an instance's serial console, with what is not UTF-8 replaced. It shows kernel arguments, and so may show join
+/// tokens: `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Console(pub String);
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Console(<redacted>, {} bytes)", self.0.len())
+    }
+}
+
 /// What is there of one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Found {

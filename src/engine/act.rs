@@ -57,6 +57,10 @@ impl<C: Cloud> Engine<C> {
                 self.mutated(pass, ActionKind::Delete, result)
             }),
             Action::DeleteInstance { scope, id } => Box::pin(self.delete_instance(pass, scope, id.clone())),
+            Action::SpendReplacement { loss } => Box::pin(self.spend_replacement(pass, *loss)),
+            Action::BeginReplacement { loss } => Box::pin(self.begin_replacement(pass, *loss, &plan.finding)),
+            Action::CancelReplacement => Box::pin(self.cancel_replacement(pass)),
+            Action::DeleteLost { loss, scope, id } => Box::pin(self.delete_lost(pass, *loss, scope, id)),
             Action::WritePatch { id } => Box::pin(self.write_patch(pass, id)),
             Action::TearDownPatch { id } => Box::pin(async {
                 match self.stores.patches.get(id) {

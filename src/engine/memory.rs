@@ -10,6 +10,7 @@ use crate::cloud::{Cloud, ErrorKind, Timestamp};
 use crate::machine::action::{ActionKind, Step};
 use crate::machine::desired::Parsed;
 use crate::machine::observed::{Created, Failure, Seen};
+use crate::machine::replace::Loss;
 use crate::machine::status::Shown;
 
 /// No more actions for one request than this in this time: three lives of a machine from its request to its end.
@@ -57,6 +58,12 @@ pub struct Memory<C: Cloud> {
     pub ran_since: Option<Timestamp>,
     /// Since when the instance has been seen running, and when last.
     pub running: Option<(Timestamp, Timestamp)>,
+    /// Whether its replacement was under way when it was last looked at.
+    pub replacing: bool,
+    /// How it was last seen lost, and since when.
+    pub lost: Option<(Loss, Timestamp)>,
+    /// Why it has not joined, and when that was asked.
+    pub diagnosed: Option<(Timestamp, Option<String>)>,
     /// When the last mutation of the instance ended: no older look counts.
     pub mutated: Option<Timestamp>,
     /// The last look at the instance.
@@ -99,6 +106,9 @@ impl<C: Cloud> Default for Memory<C> {
             torn_down: HashMap::new(),
             ran_since: None,
             running: None,
+            replacing: false,
+            lost: None,
+            diagnosed: None,
             mutated: None,
             looked: None,
             deleting: None,
@@ -115,6 +125,17 @@ impl<C: Cloud> Default for Memory<C> {
 }
 
 impl<C: Cloud> Memory<C> {
+    /// Forgets a machine that was replaced, or is not to be replaced any more. What the cloud was last told stays: no older look may
+    /// count for the next one.
+    pub fn begin_anew(&mut self) {
+        let former = std::mem::take(self);
+        self.created_at = former.created_at;
+        self.parsed = former.parsed;
+        self.mutated = former.mutated;
+        self.begun = former.begun;
+        self.find_next = true;
+    }
+
     /// Counts an action that is about to begin; if there were too many of late, until when none is.
     ///
     /// Whatever undoes our work, a second daemon that has not heard the news or another controller, costs a few calls and no storm.

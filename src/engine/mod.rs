@@ -4,6 +4,7 @@
 
 pub mod act;
 pub mod clock;
+pub mod diagnose;
 pub mod download;
 pub mod health;
 pub mod imports;
@@ -15,6 +16,7 @@ pub mod provision;
 pub mod queue;
 pub mod reconcile;
 pub mod release;
+pub mod replace;
 pub mod report;
 pub mod retry;
 pub mod stores;

@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::cloud::{Cloud, Found, ImageKey, InstanceState, Timestamp};
 use crate::machine::action::Ask;
 use crate::machine::desired::{Goal, name};
-use crate::machine::observed::{By, Failure, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen};
+use crate::machine::observed::{
+    By, Diagnosis, Failure, Former, ImageSeen, Observed, Overall, PatchSeen, Placement, Seen, StatusSeen,
+};
+use crate::machine::replace::{ANNOTATION_REPLACING, Budget, Loss};
 use crate::omni::kinds::{MachineRequestStatuses, MachineRequests};
 use crate::omni::{Kind, OmniError, Resource, Store};
 use crate::talos::patch;
 
 use super::act::meaning;
+use super::diagnose::diagnose;
 use super::imports::Chain;
 use super::memory::{Looked, Memory};
 use super::reconcile::{Engine, Next, Pass};
@@ -65,6 +69,11 @@ impl<C: Cloud> Engine<C> {
                 uuid: status.spec.id.clone(),
                 placement: placement(status),
                 ran: status.metadata.annotations.contains_key(ANNOTATION_RAN),
+                replacing: status
+                    .metadata
+                    .annotations
+                    .get(ANNOTATION_REPLACING)
+                    .map(|text| Loss::read(text)),
             }
         });
         let patches = self
@@ -91,6 +100,7 @@ impl<C: Cloud> Engine<C> {
         };
         let seen =
             Observed {
+                name: name::<C>(key),
                 finalizer: request
                     .is_some_and(|request| request.metadata.finalizers.contains(&self.identity.controller())),
                 request_confirmed: false,
@@ -116,6 +126,15 @@ impl<C: Cloud> Engine<C> {
                 claim_lost: memory.claim_known,
                 running_since: memory.running.map(|(since, _)| since),
                 last_running: memory.running.map(|(_, last)| last),
+                diagnosis: Diagnosis::Unasked,
+                replace: memory
+                    .parsed
+                    .as_ref()
+                    .and_then(|parsed| parsed.good().map(|desired| desired.replace))
+                    .unwrap_or_default(),
+                lost: memory.lost,
+                budget: Budget::Unasked,
+                former: Former::Unasked,
                 lease: self.lease.holds(),
             };
         if seen.ran() {
@@ -164,6 +183,12 @@ impl<C: Cloud> Engine<C> {
                     };
                 }
             }
+            Ask::Diagnosis => self.diagnose(pass).await,
+            Ask::Budget => pass.seen.budget = self.budget(pass),
+            Ask::Former => match self.former(pass).await {
+                Ok(former) => pass.seen.former = former,
+                Err(error) => return Err(self.omni_unreadable(&error)),
+            },
             Ask::Request => {
                 let known = pass.request.clone();
                 match read_afresh(&self.state, &self.stores.requests, pass.key).await {
@@ -335,6 +360,32 @@ impl<C: Cloud> Engine<C> {
             pass.seen.running_since = Some(since);
             pass.seen.last_running = Some(now);
         }
+    }
+
+    /// Reads the console of an instance that should have joined: when the deadline has passed, and then at the pace of slow looks.
+    /// Without an answer there is no diagnosis: nothing waits for one.
+    async fn diagnose(&self, pass: &mut Pass<'_, C>) {
+        let now = self.clock.now();
+        let due = pass
+            .memory
+            .diagnosed
+            .as_ref()
+            .is_none_or(|(at, _)| now.since(*at) >= self.pace.slow / 2);
+        if due && let Overall::Ours(scope, instance) = pass.seen.overall() {
+            let (scope, id) = (scope.clone(), instance.id.clone());
+            let mut instance = self.instance(pass, &scope);
+            instance.id = Some(id);
+            let diagnosis = match self.cloud.read_console(&instance).await {
+                Ok(console) => console.map(|console| diagnose(&console.0)),
+                Err(error) => {
+                    debug!(error = %Chain(&error), "cannot read the console");
+                    None
+                }
+            };
+            pass.memory.diagnosed = Some((now, diagnosis));
+        }
+        let known = pass.memory.diagnosed.as_ref();
+        pass.seen.diagnosis = Diagnosis::Known(known.and_then(|(_, diagnosis)| diagnosis.clone()));
     }
 
     /// Compares the patches that exist with those that we want; they depend on the instance that was seen.

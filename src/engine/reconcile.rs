@@ -19,6 +19,7 @@ use crate::machine::action::{Ask, Decision, Look, Plan};
 use crate::machine::desired::{Goal, Parsed, goal, name};
 use crate::machine::observed::{Observed, Placement};
 use crate::machine::plan::plan;
+use crate::machine::replace::ANNOTATION_REPLACING;
 use crate::machine::{Pace, desired};
 use crate::omni::join::Join;
 use crate::omni::kinds::{MachineRequestStatuses, MachineRequests};
@@ -169,6 +170,7 @@ impl<C: Cloud> Engine<C> {
         debug!(goal = ?pass.goal, action = ?plan.action, finding = ?plan.finding, look = ?plan.look, "decided");
         let now = self.clock.now();
         pass.note_step(&plan, now);
+        pass.note_lost(&plan.finding, now);
         if plan.action.is_some()
             && let Err(until) = pass.memory.begin_action(now)
         {
@@ -207,6 +209,12 @@ impl<C: Cloud> Engine<C> {
             *memory = Memory::default();
         }
         memory.created_at = created.or(memory.created_at);
+        let replacing = status
+            .as_ref()
+            .is_some_and(|status| status.metadata.annotations.contains_key(ANNOTATION_REPLACING));
+        if std::mem::replace(&mut memory.replacing, replacing) && !replacing {
+            memory.begin_anew();
+        }
         if memory.parsed.is_none()
             && let Some(request) = &request
         {

@@ -34,10 +34,7 @@ impl<C: Cloud> Engine<C> {
         if let Some(uuid) = uuid(pass) {
             wanted.spec.id = uuid;
         }
-        let runs = matches!(
-            finding,
-            Finding::Provisioned | Finding::Failed(Reason::NotJoined { .. })
-        );
+        let runs = finding.is_of_running();
         if runs || pass.seen.ran() {
             let ran = wanted.metadata.annotations.entry(ANNOTATION_RAN.to_owned());
             ran.or_insert_with(|| "true".to_owned());

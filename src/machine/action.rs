@@ -1,8 +1,11 @@
 //! The words of a decision: the one action of a pass, what to tell people, when to look again, what has to be seen first.
 
+use std::time::Duration;
+
 use crate::cloud::Timestamp;
 
 use super::observed::Failure;
+use super::replace::Loss;
 
 /// The one mutation of a pass.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,6 +51,27 @@ pub enum Action<S> {
         scope: S,
         /// The vendor's ID; `None` where only leftovers were seen.
         id: Option<String>,
+    },
+    /// L4: note in the ledger that a lost machine is about to be replaced.
+    SpendReplacement {
+        /// How it was lost.
+        loss: Loss,
+    },
+    /// L4: note on the status that its replacement is under way.
+    BeginReplacement {
+        /// How it was lost.
+        loss: Loss,
+    },
+    /// N2: the machine is back, before anything was taken from it: take that note off.
+    CancelReplacement,
+    /// N3: take a step of the deletion of a lost instance, after fresh Gets of request and status and a fresh find.
+    DeleteLost {
+        /// How it was lost.
+        loss: Loss,
+        /// Where.
+        scope: S,
+        /// The vendor's ID.
+        id: String,
     },
     /// R17: write a patch.
     WritePatch {
@@ -103,10 +127,15 @@ impl<S> Action<S> {
             Self::TakeLease => ActionKind::Lease,
             Self::CreateInstance { .. } => ActionKind::Create,
             Self::StartInstance { .. } => ActionKind::Start,
-            Self::DeleteLeftovers { .. } | Self::DeleteInstance { .. } => ActionKind::Delete,
+            Self::DeleteLeftovers { .. } | Self::DeleteInstance { .. } | Self::DeleteLost { .. } => {
+                ActionKind::Delete
+            }
             Self::AddFinalizer
             | Self::CreateStatus
             | Self::WriteClaim { .. }
+            | Self::SpendReplacement { .. }
+            | Self::BeginReplacement { .. }
+            | Self::CancelReplacement
             | Self::WritePatch { .. }
             | Self::TearDownPatch { .. }
             | Self::DestroyPatch { .. }
@@ -159,6 +188,18 @@ pub enum Finding {
     Provisioned,
 }
 
+impl Finding {
+    /// Whether it says that the instance was seen running, joined or not.
+    #[must_use]
+    pub fn is_of_running(&self) -> bool {
+        match self {
+            Self::Provisioned => true,
+            Self::Failed(reason) => reason.loss() == Some(Loss::NeverJoined),
+            Self::Keep | Self::Step(_) | Self::Blocked { .. } | Self::Unseen(_) => false,
+        }
+    }
+}
+
 /// Why a person or a change is needed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -170,6 +211,10 @@ pub enum Reason {
     Foreign(String),
     /// It ran, and is gone.
     Vanished {
+        /// Its name in the cloud.
+        name: String,
+        /// The UUID that was published, which on most clouds is, or leads to, the vendor's ID; empty if none.
+        uuid: String,
         /// When this process last saw it running, by our clock.
         last_seen: Option<Timestamp>,
     },
@@ -181,6 +226,48 @@ pub enum Reason {
     NotJoined {
         /// By the cloud's clock.
         started: Timestamp,
+        /// What its console tells, in a sentence.
+        diagnosis: Option<String>,
+    },
+    /// It is lost, and its class asks for a replacement.
+    Lost {
+        /// What is the matter with it.
+        what: Box<Reason>,
+        /// What becomes of it.
+        then: Then,
+    },
+    /// It is lost, and is being replaced.
+    Replacing(Loss),
+}
+
+impl Reason {
+    /// How the machine was lost, if it was.
+    #[must_use]
+    pub fn loss(&self) -> Option<Loss> {
+        match self {
+            Self::Vanished { .. } => Some(Loss::Vanished),
+            Self::Stopped => Some(Loss::Stopped),
+            Self::NotJoined { .. } => Some(Loss::NeverJoined),
+            Self::Lost { what, .. } => what.loss(),
+            Self::Replacing(loss) => Some(*loss),
+            Self::StatusTornDown | Self::Invalid(_) | Self::Foreign(_) | Self::Broken(_) => None,
+        }
+    }
+}
+
+/// What becomes of a lost machine whose class asks for a replacement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Then {
+    /// It is replaced if it stays lost for so long.
+    ReplacedIn(Duration),
+    /// Not now: the hour's replacements are used up.
+    UsedUp,
+    /// Not now: too many are lost.
+    TooMany {
+        /// Lost ones.
+        lost: usize,
+        /// All that ran.
+        ran: usize,
     },
 }
 
@@ -221,8 +308,14 @@ pub enum Ask {
     InstanceByFind,
     /// Whether the current scope has the image.
     Image,
+    /// Why the instance, which runs, has not joined.
+    Diagnosis,
     /// A fresh Get of the request.
     Request,
+    /// Whether the limits allow a replacement.
+    Budget,
+    /// A fresh Get of the former machine, as Omni knows it.
+    Former,
 }
 
 /// Either a question or a plan.

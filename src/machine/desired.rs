@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::cloud::class::parse_class;
-use crate::cloud::{BootProfile, Cloud, Scope, Timestamp};
+use crate::cloud::{BootProfile, Cloud, Replace, Scope, Timestamp};
 use crate::omni::kinds::MachineRequestSpec;
 use crate::omni::resource::{Metadata, Phase};
 use crate::talos::image::talos_version;
@@ -69,6 +69,8 @@ pub struct Desired<C: Cloud> {
     pub schematic: Schematic,
     /// Nameservers, of the class or else of the daemon.
     pub nameservers: Vec<IpAddr>,
+    /// Which lost machines are replaced.
+    pub replace: Replace,
 }
 
 /// What reading a request gave.
@@ -118,6 +120,7 @@ impl<C: Cloud> Parsed<C> {
             boot.nameservers.clone()
         };
         Self::Good(Box::new(Desired {
+            replace: C::replace(&class),
             class,
             scopes,
             boot,

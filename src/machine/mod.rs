@@ -10,6 +10,7 @@ pub mod orphan;
 pub mod pace;
 pub mod plan;
 pub mod release;
+pub mod replace;
 pub mod status;
 
 pub use action::{Action, Decision, Plan};

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cloud::{ErrorKind, Found, Instance, InstanceState, Legacy, Scope, Timestamp};
+use crate::cloud::{ErrorKind, Found, Instance, InstanceState, Legacy, Replace, Scope, Timestamp};
 use crate::omni::kinds::Stage;
 
 use super::action::ActionKind;
+use super::replace::{Budget, Loss};
 
 /// Where one request's instance was placed, as written to Omni before the first cloud mutation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub struct StatusSeen<S> {
     pub placement: Option<Placement<S>>,
     /// The claim's note that the instance was seen running.
     pub ran: bool,
+    /// The note that the machine is being replaced, and why.
+    pub replacing: Option<Loss>,
 }
 
 /// A config patch of the request, as Omni holds it.
@@ -102,6 +105,26 @@ pub enum ImageSeen {
     Present,
 }
 
+/// What is known of why the instance has not joined.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Diagnosis {
+    /// Nobody looked yet this pass.
+    Unasked,
+    /// Somebody looked; a sentence for a person, where there was something to see. Holds no secret.
+    Known(Option<String>),
+}
+
+/// What Omni knows of a machine that is being replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Former {
+    /// Nobody looked yet this pass.
+    Unasked,
+    /// Omni still has a machine of the UUID that was published.
+    There,
+    /// It has none.
+    Gone,
+}
+
 /// How the last creation by this process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Created {
@@ -114,6 +137,8 @@ pub enum Created {
 /// Everything seen this pass.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Observed<S> {
+    /// The instance's name in the cloud.
+    pub name: String,
     /// Whether the request carries our finalizer.
     pub finalizer: bool,
     /// Whether a fresh Get of the request, made this pass, agreed with the goal.
@@ -156,6 +181,16 @@ pub struct Observed<S> {
     pub running_since: Option<Timestamp>,
     /// When the instance was last seen running by this process, by our clock.
     pub last_running: Option<Timestamp>,
+    /// Why it has not joined.
+    pub diagnosis: Diagnosis,
+    /// Which lost machines of the class are replaced.
+    pub replace: Replace,
+    /// How this process last saw it lost, and since when, by our clock.
+    pub lost: Option<(Loss, Timestamp)>,
+    /// Whether it may be replaced now.
+    pub budget: Budget,
+    /// What Omni knows of the machine that is being replaced.
+    pub former: Former,
     /// Whether this process holds the lease.
     pub lease: bool,
 }

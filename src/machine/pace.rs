@@ -18,6 +18,11 @@ pub struct Pace {
     pub settle: Duration,
     /// How long a machine may take to join after it was started.
     pub join: Duration,
+    /// How long a machine has to be lost before it is replaced: in that time every other machine was looked at, so that a fault that
+    /// takes many is seen as one. More than a jittered [`Pace::slow`].
+    pub replace: Duration,
+    /// Most machines that are replaced in an hour, whatever their classes.
+    pub replaced_per_hour: u32,
     /// A mere step is shown only when it has lasted this long: most are over sooner, and a write costs Omni more than it tells.
     pub report_step: Duration,
     /// The same cause is written again at most this often.
@@ -44,6 +49,8 @@ impl Default for Pace {
             create: Duration::from_secs(60),
             settle: Duration::from_secs(90),
             join: Duration::from_secs(15 * 60),
+            replace: Duration::from_secs(10 * 60),
+            replaced_per_hour: 10,
             report_step: Duration::from_secs(2),
             report_same: Duration::from_secs(15),
             heartbeat: Duration::from_secs(10),

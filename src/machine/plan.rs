@@ -1,6 +1,6 @@
 //! Decides the next thing to do for one machine request: at most one action, one finding, and when to look again.
 //!
-//! *Guarantees.* Pure and total. The rows are those of the two tables in `ARCHITECTURE.adoc`, in their order; the first that
+//! *Guarantees.* Pure and total. The rows are those of the tables in `ARCHITECTURE.adoc`, in their order; the first that
 //! matches wins. Each odd-looking condition is there because its absence made two machines, lost one, or hung.
 //!
 //! *Assumptions.* The stores are bootstrapped. The fresh Gets of R13 and T5 to T7 are made by whoever carries the action out, just
@@ -12,8 +12,11 @@ use crate::cloud::{ErrorKind, Instance, InstanceState, Scope, Timestamp};
 
 use super::action::{Action, ActionKind, Ask, Decision, Finding, Look, Plan, Reason, Step};
 use super::desired::Goal;
-use super::observed::{By, Created, Failure, ImageSeen, Observed, Overall, PatchSeen, StatusSeen};
+use super::observed::{By, Created, Diagnosis, Failure, ImageSeen, Observed, Overall, PatchSeen};
 use super::pace::Pace;
+use super::replace::Loss;
+
+mod replacement;
 
 /// Decides.
 #[must_use]
@@ -87,6 +90,10 @@ fn run<S: Scope>(
     if !seen.finalizer {
         return write(seen, now, Action::AddFinalizer, Finding::Keep);
     }
+    // N1 to N8
+    if let Some(loss) = seen.status.as_ref().and_then(|status| status.replacing) {
+        return replacement::replacement(loss, seen, now, pace);
+    }
     // R2: never destroy it, it holds the claim.
     if seen.status.as_ref().is_some_and(|status| status.tearing_down) {
         return if seen.request_confirmed {
@@ -136,9 +143,9 @@ fn run<S: Scope>(
         Overall::Foreign(_, what) => fail(Reason::Foreign(what.to_owned())),
         // R7
         Overall::Nothing(By::List, _) if seen.ran() => Decision::Ask(Ask::InstanceByFind),
-        Overall::Nothing(..) | Overall::Remains(..) if seen.ran() => fail(Reason::Vanished {
-            last_seen: seen.last_running,
-        }),
+        Overall::Nothing(..) | Overall::Remains(..) if seen.ran() => {
+            replacement::lost(Loss::Vanished, vanished(seen), seen, now, pace)
+        }
         // R8
         Overall::Remains(scope, since) => {
             let failed = matches!(seen.created, Some(Created::Failed(_)));
@@ -154,7 +161,9 @@ fn run<S: Scope>(
         Overall::Ours(scope, instance) => {
             // R14, R15
             match &instance.state {
-                InstanceState::Stopped if seen.ran() => return fail(Reason::Stopped),
+                InstanceState::Stopped if seen.ran() => {
+                    return replacement::lost(Loss::Stopped, Reason::Stopped, seen, now, pace);
+                }
                 InstanceState::Broken(word) => return fail(Reason::Broken(word.clone())),
                 InstanceState::Stopped | InstanceState::Starting | InstanceState::Running => {}
             }
@@ -194,13 +203,32 @@ fn run<S: Scope>(
                     if seen.registered {
                         wait(Finding::Provisioned, Look::Slow)
                     } else if deadline <= now {
-                        fail(Reason::NotJoined { started })
+                        match &seen.diagnosis {
+                            Diagnosis::Unasked => Decision::Ask(Ask::Diagnosis),
+                            Diagnosis::Known(diagnosis) => {
+                                let diagnosis = diagnosis.clone();
+                                let reason = Reason::NotJoined { started, diagnosis };
+                                replacement::lost(Loss::NeverJoined, reason, seen, now, pace)
+                            }
+                        }
                     } else {
                         wait(Finding::Provisioned, Look::At(deadline.min(now.after(pace.slow))))
                     }
                 }
             }
         }
+    }
+}
+
+fn vanished<S: Scope>(seen: &Observed<S>) -> Reason {
+    Reason::Vanished {
+        name: seen.name.clone(),
+        uuid: seen
+            .status
+            .as_ref()
+            .map(|status| status.uuid.clone())
+            .unwrap_or_default(),
+        last_seen: seen.last_running,
     }
 }
 
@@ -352,22 +380,8 @@ fn tear_down<S: Scope>(
     now: Timestamp,
     pace: &Pace,
 ) -> Decision<S> {
-    // T1
-    if let Some(decision) = end_patches(&seen.patches, seen, now) {
+    if let Some(decision) = drain(seen, now) {
         return decision;
-    }
-    if let Some(StatusSeen {
-        tearing_down, held, ..
-    }) = &seen.status
-    {
-        // T2
-        if !tearing_down {
-            return write(seen, now, Action::TearDownStatus, Finding::Keep);
-        }
-        // T3: Omni drains; this may take many minutes.
-        if *held {
-            return wait(Finding::Keep, Look::Event);
-        }
     }
     if seen.ended {
         return end(superseded, request_held, seen, now);
@@ -379,41 +393,14 @@ fn tear_down<S: Scope>(
         (true, _) | (_, true) => since,
         (false, false) => since.after(pace.settle),
     };
-    match seen.overall() {
-        Overall::Unasked => return Decision::Ask(Ask::Instance),
-        // T4
-        Overall::Unknown(failure) => {
-            return wait(Finding::Unseen(failure.clone()), Look::At(failure.not_before));
-        }
-        // T5
-        // A request that nobody was seen to tear down may come back, with all that Omni lost.
-        Overall::Ours(..) | Overall::Remains(..)
-            if vanished_lately(request_held, superseded, seen, now, pace) =>
-        {
-            return wait(Finding::Keep, Look::At(since.after(pace.orphan_age)));
-        }
-        // Our last step is taking effect: another would only be told to wait.
-        Overall::Ours(_, instance)
-            if instance.state == InstanceState::Starting
-                && seen.deleting.is_some_and(|at| now.since(at) < pace.create) =>
-        {
-            return wait(Finding::Keep, Look::Soon);
-        }
-        Overall::Ours(scope, instance) => {
-            let action = Action::DeleteInstance {
-                scope: scope.clone(),
-                id: Some(instance.id.clone()),
-            };
-            return attempt(seen, now, action, Step::Deleting);
-        }
-        Overall::Remains(scope, _) => {
-            let action = Action::DeleteInstance {
-                scope: scope.clone(),
-                id: None,
-            };
-            return attempt(seen, now, action, Step::Deleting);
-        }
-        Overall::Foreign(..) | Overall::Nothing(..) => {}
+    // A request that nobody was seen to tear down may come back, with all that Omni lost.
+    if matches!(seen.overall(), Overall::Ours(..) | Overall::Remains(..))
+        && vanished_lately(request_held, superseded, seen, now, pace)
+    {
+        return wait(Finding::Keep, Look::At(since.after(pace.orphan_age)));
+    }
+    if let Some(decision) = clear(seen, now, pace) {
+        return decision;
     }
     // T6, T7: by find, and settled.
     if settled > now {
@@ -423,6 +410,46 @@ fn tear_down<S: Scope>(
         return Decision::Ask(Ask::InstanceByFind);
     }
     end(superseded, request_held, seen, now)
+}
+
+/// Rows T1 to T3: Omni lets go of the machine. `None` once it has.
+fn drain<S: Scope>(seen: &Observed<S>, now: Timestamp) -> Option<Decision<S>> {
+    // T1
+    if let Some(decision) = end_patches(&seen.patches, seen, now) {
+        return Some(decision);
+    }
+    let status = seen.status.as_ref()?;
+    // T2
+    if !status.tearing_down {
+        return Some(write(seen, now, Action::TearDownStatus, Finding::Keep));
+    }
+    // T3: Omni drains; this may take many minutes.
+    status.held.then(|| wait(Finding::Keep, Look::Event))
+}
+
+/// Rows T4 and T5: nothing of ours is left in the cloud. `None` once a look, of whatever kind and time, says so.
+fn clear<S: Scope>(seen: &Observed<S>, now: Timestamp, pace: &Pace) -> Option<Decision<S>> {
+    let (scope, id) = match seen.overall() {
+        Overall::Unasked => return Some(Decision::Ask(Ask::Instance)),
+        // T4
+        Overall::Unknown(failure) => {
+            let look = Look::At(failure.not_before);
+            return Some(wait(Finding::Unseen(failure.clone()), look));
+        }
+        // T5
+        // Our last step is taking effect: another would only be told to wait.
+        Overall::Ours(_, instance)
+            if instance.state == InstanceState::Starting
+                && seen.deleting.is_some_and(|at| now.since(at) < pace.create) =>
+        {
+            return Some(wait(Finding::Keep, Look::Soon));
+        }
+        Overall::Ours(scope, instance) => (scope.clone(), Some(instance.id.clone())),
+        Overall::Remains(scope, _) => (scope.clone(), None),
+        Overall::Foreign(..) | Overall::Nothing(..) => return None,
+    };
+    let action = Action::DeleteInstance { scope, id };
+    Some(attempt(seen, now, action, Step::Deleting))
 }
 
 /// Whether the request vanished without a teardown that this process saw, not long ago.

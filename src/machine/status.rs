@@ -9,8 +9,9 @@ use std::time::Duration;
 use crate::cloud::{ErrorKind, Scope};
 use crate::omni::kinds::{MachineRequestStatusSpec, Stage};
 
-use super::action::{Finding, Reason, Step};
+use super::action::{Finding, Reason, Step, Then};
 use super::observed::{Failure, Observed};
+use super::replace::Loss;
 
 /// What a status should show.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,17 +102,20 @@ pub fn shown<S: Scope>(finding: &Finding, seen: &Observed<S>) -> Option<Shown> {
             Some(settled(stage, blocked(words(step), failure)))
         }
         Finding::Failed(reason) => {
-            let mut shown = settled(Stage::Failed, explain(reason));
+            let cause = explain(reason);
             // Each process last saw it at another time: that is no news.
-            if let Reason::Vanished { .. } = reason {
-                GONE.clone_into(&mut shown.cause);
-            }
-            Some(shown)
+            let line = match last_seen(reason) {
+                Some(seen) => format!("{cause} · {seen}"),
+                None => cause.clone(),
+            };
+            Some(Shown {
+                cause,
+                line,
+                ..settled(Stage::Failed, String::new())
+            })
         }
     }
 }
-
-const GONE: &str = "the instance is gone";
 
 fn settled(stage: Stage, line: String) -> Shown {
     Shown {
@@ -186,25 +190,70 @@ fn explain(reason: &Reason) -> String {
             "creating the instance · its name is taken: {what} · remove or rename that, or replace this request · \
              next try within 10 min"
         ),
-        Reason::Vanished { last_seen } => {
-            let seen = last_seen.map_or_else(
-                || "it had been running before this provider started".to_owned(),
-                |at| format!("last seen running at {at}"),
-            );
-            format!("{GONE} · {seen} · it was deleted outside of Omni; replace this request")
+        Reason::Vanished { name, uuid, .. } => {
+            let id = match uuid.as_str() {
+                "" => String::new(),
+                uuid => format!(" ({uuid})"),
+            };
+            format!(
+                "the instance is gone · asked for by its name, the cloud has none; it was deleted outside of Omni: the cloud's \
+                 audit log may say by whom, look for {name}{id} · replace this request"
+            )
         }
         Reason::Stopped => "the instance is stopped · it was running and was stopped outside of Omni · \
-                            start it in the cloud, or replace this request"
+                            start it in the cloud and it is taken back, or replace this request"
             .to_owned(),
         Reason::Broken(word) => {
             format!(
                 "the instance is broken · the cloud says: {word} · repair it in the cloud, or replace this request"
             )
         }
-        Reason::NotJoined { started } => format!(
-            "the instance runs but did not join · started at {started} · look at its console, at the way from it to \
-             Omni, and whether the join token was revoked; or replace this request"
-        ),
+        Reason::NotJoined { started, diagnosis } => {
+            let advice = diagnosis.as_deref().unwrap_or(
+                "look at its console, at the way from it to Omni, and whether the join token was revoked",
+            );
+            format!(
+                "the instance runs but did not join · started at {started} · {advice}; or replace this request"
+            )
+        }
+        Reason::Lost { what, then } => {
+            let then = match then {
+                Then::ReplacedIn(wait) => {
+                    format!("its machine class asks for a replacement: it gets one if it stays so for {}", minutes(*wait))
+                }
+                Then::UsedUp => "its machine class asks for a replacement, but there were as many within the last hour as it allows · \
+                                 next try within 60 min"
+                    .to_owned(),
+                Then::TooMany { lost, ran } => format!(
+                    "its machine class asks for a replacement, but {lost} of {ran} machines are lost: that looks like another \
+                     fault than theirs, and none is replaced while it lasts"
+                ),
+            };
+            format!("{} · {then}", explain(what))
+        }
+        Reason::Replacing(loss) => {
+            let what = match loss {
+                Loss::Vanished => "the instance is gone",
+                Loss::Stopped => "the instance was stopped outside of Omni",
+                Loss::NeverJoined => "the machine did not join",
+            };
+            format!(
+                "{what} · it is being replaced, as its machine class asks for: Omni lets go of the former machine first, which may \
+                 take some minutes"
+            )
+        }
+    }
+}
+
+/// When a vanished instance was last seen.
+fn last_seen(reason: &Reason) -> Option<String> {
+    match reason {
+        Reason::Vanished { last_seen, .. } => Some(last_seen.map_or_else(
+            || "it had been running before this provider started".to_owned(),
+            |at| format!("last seen running at {at}"),
+        )),
+        Reason::Lost { what, .. } => last_seen(what),
+        _ => None,
     }
 }
 
@@ -225,6 +274,28 @@ mod tests {
             "starting the instance · cannot start instance on oxide: no sled has room · \
              free capacity or raise the quota · next try within 10 min"
         );
+    }
+
+    #[test]
+    fn when_it_was_last_seen_is_no_news_and_what_becomes_of_it_is() {
+        let vanished = |last_seen| Reason::Vanished {
+            name: "web".to_owned(),
+            uuid: String::new(),
+            last_seen,
+        };
+        let lost = |last_seen, then| {
+            let what = Box::new(vanished(last_seen));
+            Reason::Lost { what, then }
+        };
+        let at = Some(Timestamp(1_000_000));
+        assert_eq!(explain(&vanished(None)), explain(&vanished(at)));
+        assert_eq!(
+            explain(&lost(None, Then::UsedUp)),
+            explain(&lost(at, Then::UsedUp))
+        );
+        let ripens = Then::ReplacedIn(Duration::from_secs(600));
+        assert_ne!(explain(&lost(at, Then::UsedUp)), explain(&lost(at, ripens)));
+        assert!(last_seen(&lost(at, ripens)).is_some_and(|seen| seen.starts_with("last seen")));
     }
 
     #[test]

@@ -634,6 +634,8 @@ labels_only_kinds! {
     /// Machines that joined; all there is to know is in the ID (the UUID) and the labels.
     MachineRegistrations, "machine registration", "InfraMachineRegistrations.omni.sidero.dev"
     in NAMESPACE, Theirs;
+    /// Machines as Omni sees them, with the UUID for ID. Everybody's: Omni shows a provider all of them.
+    Machines, "machine", "Machines.omni.sidero.dev" in "default", Global;
     /// The kinds that this Omni knows, by their lower-case names.
     ResourceDefinitions, "resource definition", "ResourceDefinitions.meta.cosi.dev" in "meta", Global;
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use omni_infra_provider::backends::sim::{Event, Sim, SimClass, SimPace, Zone};
 use omni_infra_provider::cloud::{
-    BootProfile, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef,
-    InstanceSpec, Legacy, Limits, Marked, Result,
+    BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
+    InstanceRef, InstanceSpec, Legacy, Limits, Marked, Replace, Result,
 };
 use omni_infra_provider::daemon::{self, Parts};
 use omni_infra_provider::engine::download;
@@ -436,6 +436,10 @@ impl Cloud for View {
         Sim::boot(class)
     }
 
+    fn replace(class: &SimClass) -> Replace {
+        Sim::replace(class)
+    }
+
     fn legacy(spec: &[u8]) -> Option<Legacy<Zone>> {
         Sim::legacy(spec)
     }
@@ -460,6 +464,10 @@ impl Cloud for View {
     async fn find_instance(&self, instance: &InstanceRef<Zone>) -> Result<Found> {
         let what = format!("find {}", instance.name);
         self.call(what, self.sim.find_instance(instance)).await
+    }
+
+    async fn read_console(&self, instance: &InstanceRef<Zone>) -> Result<Option<Console>> {
+        self.sim.read_console(instance).await
     }
 
     async fn create_instance(&self, spec: &InstanceSpec<Zone, SimClass>) -> Result<()> {

@@ -18,6 +18,8 @@
 use omni_infra_provider::backends::sim::Zone;
 use omni_infra_provider::machine::Goal;
 use omni_infra_provider::machine::action::{Action, Ask};
+use omni_infra_provider::machine::observed::Former;
+use omni_infra_provider::machine::replace::Loss;
 
 use super::mind::{self, Choice, Kind, Sight, Thought};
 use super::state::{
@@ -34,6 +36,7 @@ struct Pass {
     looked: Teardown,
     by_find: bool,
     confirmed: bool,
+    former: Former,
 }
 
 /// The steps that one daemon can take; the first is that of a healthy world.
@@ -51,6 +54,7 @@ impl Steps<'_> {
             looked: daemon.teardown,
             by_find,
             confirmed: false,
+            former: Former::Unasked,
         };
         match daemon.at {
             At::Idle => self.begin(state),
@@ -69,6 +73,7 @@ impl Steps<'_> {
             }
             At::RequestAgreed(place) => self.read_status_to_create(state, place),
             At::Agreed(place) => self.create(state, place),
+            At::Lost { place, current } => self.read_to_delete(state, place, current),
             At::Delete {
                 place,
                 leftovers,
@@ -113,6 +118,7 @@ impl Steps<'_> {
             pass.looks,
             pass.looked,
             pass.confirmed,
+            pass.former,
             lease,
         );
         self.model.mind.think(&sight)
@@ -156,6 +162,7 @@ impl Steps<'_> {
             looked: next.daemon(self.who).teardown,
             by_find: false,
             confirmed: false,
+            former: Former::Unasked,
         };
         self.advance(&next, &pass);
     }
@@ -193,6 +200,14 @@ impl Steps<'_> {
                     self.look(state, &thought, UNASKED, true, thought.places[0]);
                 }
                 Kind::Ask(Ask::Request) if !pass.confirmed => self.confirm(state, pass),
+                Kind::Ask(Ask::Former) if pass.former == Former::Unasked => {
+                    // replace.rs, `former`.
+                    let former = match state.world.registered {
+                        Some(_) => Former::There,
+                        None => Former::Gone,
+                    };
+                    self.advance(state, &Pass { former, ..*pass });
+                }
                 Kind::Ask(_) => {
                     let wrong = Some("the planner asked for something twice");
                     self.emit_judged("asks again", None, *state, wrong);
@@ -272,6 +287,7 @@ impl Steps<'_> {
                 looked,
                 by_find: false,
                 confirmed: false,
+                former: Former::Unasked,
             };
             self.advance(state, &pass);
         }
@@ -364,6 +380,12 @@ impl Steps<'_> {
             Action::CreateInstance { scope } => self.read_request_to_create(state, mind::place(scope)),
             Action::StartInstance { scope, id } => {
                 self.start(state, mind::place(scope), mind::is_current(id));
+            }
+            Action::SpendReplacement { .. } => self.spend(state),
+            Action::BeginReplacement { loss } => self.note(state, "begins a replacement", Some(*loss)),
+            Action::CancelReplacement => self.note(state, "takes the machine back", None),
+            Action::DeleteLost { loss, scope, id } => {
+                self.find_lost(state, *loss, mind::place(scope), mind::is_current(id));
             }
             Action::DeleteLeftovers { scope } => self.delete(state, mind::place(scope), true, false),
             Action::DeleteInstance { scope, id } => {
@@ -486,7 +508,8 @@ impl Steps<'_> {
         let done = (is_current && in_phase).then(|| {
             let mut done = *state;
             done.world.take_status(status);
-            done.daemon_mut(self.who).hear_status(Some(status));
+            let status = done.world.status;
+            done.daemon_mut(self.who).hear_status(status);
             done
         });
         self.either(what, "fails to write the status", done, not_done);
@@ -604,9 +627,18 @@ impl Steps<'_> {
         let mut done = not_done;
         done.world.status = None;
         done.daemon_mut(self.who).hear_status(None);
-        let unanswered = done;
+        let mut unanswered = done;
         done.daemon_mut(self.who).ended = true;
-        let wrong = state.world.status.and_then(|_| safety::of_the_end(state));
+        let mut wrong = state.world.status.and_then(|_| safety::of_the_end(state));
+        if let Some(status) = state.world.status
+            && state.world.wants(&status)
+        {
+            wrong = wrong.or_else(|| safety::of_a_replacement(state, &status));
+            for state in [&mut done, &mut unanswered] {
+                state.world.ran = false;
+                state.world.lived = false;
+            }
+        }
         self.emit_judged("destroys the status", None, done, wrong);
         self.end("destroys the status, without an answer", unanswered);
         self.end("fails to destroy the status", not_done);
@@ -726,6 +758,80 @@ impl Steps<'_> {
         }
     }
 
+    /// replace.rs, `spend_replacement`: on the version in the store.
+    fn spend(&mut self, state: &State) {
+        let mut not_done = *state;
+        not_done.daemon_mut(self.who).spent = state.world.spent;
+        let done = (state.daemon(self.who).spent == state.world.spent).then(|| {
+            let mut done = *state;
+            done.world.spent = true;
+            done.daemon_mut(self.who).spent = true;
+            done
+        });
+        let lost = "fails to write the ledger";
+        self.either("spends a replacement", lost, done, not_done);
+    }
+
+    /// replace.rs, `begin_replacement` and `cancel_replacement`.
+    fn note(&mut self, state: &State, what: &'static str, replacing: Option<Loss>) {
+        let Some(known) = state.daemon(self.who).status else {
+            return self.end("has no status to write", *state);
+        };
+        let mut status = Status { replacing, ..known };
+        if replacing.is_some() {
+            status.ran = true;
+            status.stage = Stage::Failed;
+        }
+        self.write_status(state, what, Some(known), status, true);
+    }
+
+    /// replace.rs, `delete_lost`: first a find.
+    fn find_lost(&mut self, state: &State, loss: Loss, place: Place, current: bool) {
+        let still_lost = current
+            && match (state.world.slots[place], loss) {
+                (Slot::Ours { power, .. }, Loss::Stopped) => power != Power::Running,
+                (Slot::Ours { .. }, Loss::NeverJoined) => state.daemon(self.who).registered.is_none(),
+                _ => false,
+            };
+        if still_lost {
+            let mut next = *state;
+            next.daemon_mut(self.who).at = At::Lost { place, current };
+            self.emit("finds the machine still lost", Some(place), next);
+            self.end("cannot look at the lost machine", *state);
+        } else {
+            self.end("finds that the machine is not lost any more", *state);
+        }
+    }
+
+    /// replace.rs, `is_being_replaced`: one after the other; what changes in between may as well change after both.
+    fn read_to_delete(&mut self, state: &State, place: Place, current: bool) {
+        let mut next = *state;
+        let daemon = next.daemon_mut(self.who);
+        let known = daemon.request;
+        daemon.request = state.world.request;
+        daemon.hear_status(state.world.status);
+        let requested = same_incarnation(known, state.world.request)
+            && state
+                .world
+                .request
+                .is_some_and(|request| request.running && request.finalizer);
+        let replacing = state
+            .world
+            .status
+            .is_some_and(|status| status.running && status.replacing.is_some());
+        if requested && replacing {
+            daemon.at = At::Delete {
+                place,
+                leftovers: false,
+                current,
+            };
+            self.emit("reads request and status: being replaced", Some(place), next);
+        } else {
+            self.end("reads request and status: they have changed", next);
+        }
+        self.end("cannot read request and status", *state);
+    }
+
     fn start(&mut self, state: &State, place: Place, current: bool) {
         let mut failed = *state;
         failed.daemon_mut(self.who).at = At::Idle;
@@ -802,5 +908,7 @@ fn new_status(claim: Option<Claim>, stage: Stage, ran: bool) -> Status {
         ran,
         stage,
         uuid: Uuid::None,
+        replacing: None,
+        second: false,
     }
 }

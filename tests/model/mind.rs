@@ -7,12 +7,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use omni_infra_provider::backends::sim::{Sim, Zone};
-use omni_infra_provider::cloud::{ErrorKind, Found, Instance, InstanceState, Legacy, Mark, Timestamp};
-use omni_infra_provider::machine::action::{Action, ActionKind, Ask, Decision, Finding, Reason};
+use omni_infra_provider::cloud::{
+    ErrorKind, Found, Instance, InstanceState, Legacy, Mark, Replace, Timestamp,
+};
+use omni_infra_provider::machine::action::{Action, ActionKind, Ask, Decision, Finding, Plan, Reason};
 use omni_infra_provider::machine::desired::{Parsed, goal};
 use omni_infra_provider::machine::observed::{
-    By, Created, Failure, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen,
+    By, Created, Diagnosis, Failure, Former, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen,
 };
+use omni_infra_provider::machine::replace::{Budget, HOUR, Loss};
 use omni_infra_provider::machine::status::shown;
 use omni_infra_provider::machine::{Goal, Pace, plan};
 use omni_infra_provider::omni::kinds::{self, MachineRequestSpec};
@@ -49,10 +52,19 @@ pub(super) struct Sight {
     /// When they were begun.
     looked: Teardown,
     confirmed: bool,
+    spent: bool,
+    former: Former,
 }
 
 impl Sight {
-    pub(super) fn of(daemon: &Daemon, looks: Looks, looked: Teardown, confirmed: bool, lease: bool) -> Self {
+    pub(super) fn of(
+        daemon: &Daemon,
+        looks: Looks,
+        looked: Teardown,
+        confirmed: bool,
+        former: Former,
+        lease: bool,
+    ) -> Self {
         Self {
             request: daemon.request,
             status: daemon.status,
@@ -75,6 +87,8 @@ impl Sight {
             looks,
             looked,
             confirmed,
+            spent: daemon.spent,
+            former,
         }
     }
 }
@@ -118,9 +132,16 @@ pub(super) struct Mind {
 }
 
 impl Mind {
-    /// `two`: the class names two scopes. `patches`: the node's provider ID has to be patched in.
-    pub(super) fn new(two: bool, patches: bool) -> Self {
+    /// `two`: the class names two scopes. `patches`: the node's provider ID has to be patched in. `replaces`: the class asks for a
+    /// replacement of whatever is lost.
+    pub(super) fn new(two: bool, patches: bool, replaces: bool) -> Self {
         let zones = if two { "zones: [a, b]" } else { "zones: [a]" };
+        let replace = if replaces {
+            "replace: {vanished: true, stopped: true, never_joined: true}"
+        } else {
+            ""
+        };
+        let zones = format!("{zones}\n{replace}");
         let read = |class: String| {
             let request = MachineRequestSpec {
                 talos_version: "1.12.0".to_owned(),
@@ -129,7 +150,7 @@ impl Mind {
             };
             Parsed::read(&request, &[])
         };
-        let (good, bad) = (read(zones.to_owned()), read(format!("{zones}\nsize: 0")));
+        let (good, bad) = (read(zones.clone()), read(format!("{zones}\nsize: 0")));
         assert!(good.good().is_some() && bad.good().is_none());
         Self {
             patches,
@@ -186,7 +207,7 @@ impl Mind {
     }
 
     /// Every decision that the real planner makes of a sight, over what the model leaves open: how old leftovers and a last
-    /// step of a deletion are, whether the join deadline has passed, whether an earlier failure forbids a try right now.
+    /// step of a deletion are, whether the join deadline has passed, whether a machine was lost only lately, whether an earlier failure forbids a try right now.
     pub(super) fn think(&mut self, sight: &Sight) -> Rc<Thought> {
         if let Some(known) = self.thoughts.get(sight) {
             return known.clone();
@@ -200,13 +221,13 @@ impl Mind {
         let mut choices: Vec<Choice> = Vec::new();
         // Healthy first. Old leftovers come after young ones, to know what only their age allows.
         for old in [false, true] {
-            for open in 0..8u8 {
-                let (late, first, blocked) = (open & 1 != 0, open & 2 != 0, open & 4 != 0);
+            for open in 0..16u8 {
                 let open = Open {
                     old,
-                    late,
-                    first,
-                    blocked,
+                    late: open & 1 != 0,
+                    first: open & 2 != 0,
+                    blocked: open & 4 != 0,
+                    lately: open & 8 != 0,
                 };
                 let mut choice = self.decide(sight, &goal, &places, &open);
                 if choices.iter().any(|known| {
@@ -238,7 +259,16 @@ impl Mind {
         if !self.patches {
             observed.missing_patches.clear();
         }
-        let decision = plan(goal, &observed, now(sight.teardown), &Pace::default());
+        if sight.valid {
+            observed.replace = self.good.good().map(|good| good.replace).unwrap_or_default();
+        }
+        let now = now(sight.teardown);
+        let pace = Pace::default();
+        let mut decision = plan(goal, &observed, now, &pace);
+        if let Some(loss) = lost(&decision).filter(|_| !open.lately) {
+            observed.lost = Some((loss, now.before(pace.replace)));
+            decision = plan(goal, &observed, now, &pace);
+        }
         match decision {
             Decision::Ask(ask) => Choice {
                 kind: Kind::Ask(ask),
@@ -257,15 +287,23 @@ impl Mind {
                     };
                     (stage, shown.step)
                 }),
-                // report.rs: these two write that it ran.
-                runs: matches!(
-                    plan.finding,
-                    Finding::Provisioned | Finding::Failed(Reason::NotJoined { .. })
-                ),
+                // report.rs: what says so writes that it ran.
+                runs: plan.finding.is_of_running(),
                 torn_down: plan.finding == Finding::Failed(Reason::StatusTornDown),
                 needs_age: false,
             },
         }
+    }
+}
+
+/// How the machine is lost, if that is what is found.
+fn lost<S>(decision: &Decision<S>) -> Option<Loss> {
+    match decision {
+        Decision::Plan(Plan {
+            finding: Finding::Failed(reason),
+            ..
+        }) => reason.loss(),
+        _ => None,
     }
 }
 
@@ -280,6 +318,8 @@ struct Open {
     first: bool,
     /// The last try of every kind failed, and its time has not come.
     blocked: bool,
+    /// The machine has not been lost for `Pace::replace`.
+    lately: bool,
 }
 
 fn created(incarnation: u8) -> u64 {
@@ -350,6 +390,7 @@ fn observed(sight: &Sight, places: &[Place], open: &Open) -> Observed<Zone> {
         ActionKind::Delete,
     ];
     Observed {
+        name: "web".to_owned(),
         finalizer: sight.request.is_some_and(|request| request.finalizer),
         request_confirmed: sight.confirmed,
         status: sight.status.map(|status| StatusSeen {
@@ -367,6 +408,7 @@ fn observed(sight: &Sight, places: &[Place], open: &Open) -> Observed<Zone> {
                 scopes: claim.tried.places().iter().copied().map(zone).collect(),
             }),
             ran: status.ran,
+            replacing: status.replacing,
         }),
         machine_resource: sight.resource.is_some(),
         legacy: sight.resource.filter(|resource| resource.names).map(|_| Legacy {
@@ -422,6 +464,16 @@ fn observed(sight: &Sight, places: &[Place], open: &Open) -> Observed<Zone> {
         claim_lost: false,
         running_since: None,
         last_running: None,
+        diagnosis: Diagnosis::Known(None),
+        replace: Replace::default(),
+        lost: None,
+        // replace.rs, `judge`, of one replacement in an hour.
+        budget: match (sight.spent, sight.status.is_some_and(|status| status.second)) {
+            (false, _) => Budget::Free,
+            (true, false) => Budget::Spent,
+            (true, true) => Budget::UsedUp(now.after(HOUR)),
+        },
+        former: sight.former,
         lease: sight.lease,
     }
 }

@@ -3,10 +3,11 @@
 use omni_infra_provider::backends::sim::Zone;
 use omni_infra_provider::machine::Goal;
 use omni_infra_provider::machine::action::{Action, ActionKind};
+use omni_infra_provider::machine::replace::Loss;
 
 use super::Scenario;
 use super::mind::{self, Thought};
-use super::state::{Daemon, Look, Looks, Place, Power, Slot, Stage, State, Uuid};
+use super::state::{Daemon, Look, Looks, Place, Power, Slot, Stage, State, Status, Uuid};
 
 /// In every state.
 pub(super) fn of_state(state: &State, scenario: &Scenario) -> Option<&'static str> {
@@ -59,6 +60,11 @@ pub(super) fn of_decision(
         .places
         .iter()
         .any(|place| matches!(looks[*place], Look::Unknown | Look::Unasked));
+    let replaced = |running: bool| {
+        daemon
+            .status
+            .is_some_and(|status| status.replacing.is_some() && status.running == running)
+    };
     let sees = |scope: &Zone| looks[mind::place(scope)];
     match action {
         Action::CreateInstance { scope } => {
@@ -89,8 +95,21 @@ pub(super) fn of_decision(
                 return Some("leftovers are deleted that were not seen to be ours");
             }
         }
+        Action::DeleteLost { loss, scope, .. } => {
+            let Look::Ours { power, .. } = sees(scope) else {
+                return Some("a lost instance is deleted that was not seen to be ours");
+            };
+            let is_back = match loss {
+                Loss::Vanished => true,
+                Loss::Stopped => power == Power::Running,
+                Loss::NeverJoined => power == Power::Running && daemon.registered.is_some(),
+            };
+            if is_back || !replaced(true) {
+                return Some("a wanted instance is deleted that is not lost");
+            }
+        }
         Action::DeleteInstance { id: Some(_), scope } => {
-            if wanted || matches!(thought.goal, Goal::Leave) {
+            if (wanted && !replaced(false)) || matches!(thought.goal, Goal::Leave) {
                 return Some("a wanted instance is deleted");
             }
             if !matches!(sees(scope), Look::Ours { .. }) {
@@ -131,19 +150,20 @@ pub(super) fn of_start(state: &State, place: Place) -> Option<&'static str> {
 /// When an instance loses something.
 pub(super) fn of_deletion(state: &State) -> Option<&'static str> {
     let world = &state.world;
-    let in_use = world.status.is_some_and(|status| status.running || status.held);
+    // Omni needs no lost machine to let go of it.
+    let in_use = world.status.is_some_and(|status| match status.running {
+        true => status.replacing.is_none(),
+        false => status.held,
+    });
     (in_use && !world.drained).then_some("a deletion while Omni drains")
 }
 
 /// When the status is torn down.
 pub(super) fn of_tearing_down(state: &State) -> Option<&'static str> {
     let world = &state.world;
-    let wanted = world.request.zip(world.status).is_some_and(|(request, status)| {
-        request.running
-            && status
-                .claim
-                .is_none_or(|claim| claim.incarnation == request.incarnation)
-    });
+    let wanted = world
+        .status
+        .is_some_and(|status| world.wants(&status) && status.replacing.is_none());
     wanted.then_some("the status of a wanted request is torn down")
 }
 
@@ -160,6 +180,21 @@ pub(super) fn of_the_end(state: &State) -> Option<&'static str> {
     state
         .creation_may_land()
         .then_some("the way to a creation that may still land is forgotten")
+}
+
+/// When the status of a request that runs goes: the next creation makes another machine.
+pub(super) fn of_a_replacement(state: &State, status: &Status) -> Option<&'static str> {
+    let world = &state.world;
+    if status.replacing.is_none() || status.running || status.held {
+        return Some("the status of a wanted request is destroyed");
+    }
+    if !world.spent || status.second {
+        return Some("a replacement beyond the limit");
+    }
+    world
+        .registered
+        .is_some()
+        .then_some("a replacement while Omni has the former machine")
 }
 
 /// How a healthy world ends, where nothing moves any more; what is wrong with it otherwise.
@@ -185,6 +220,9 @@ pub(super) fn of_the_settled(state: &State, scenario: &Scenario) -> Option<&'sta
     let Some(status) = world.status else {
         return Some("a request is never answered");
     };
+    if status.replacing.is_some() {
+        return Some("a replacement never ends");
+    }
     let failed = status.stage == Stage::Failed;
     let said = |failed: bool| (!failed).then_some("what needs a person is never said");
     if let Some(claim) = status.claim
@@ -216,7 +254,11 @@ pub(super) fn of_the_settled(state: &State, scenario: &Scenario) -> Option<&'sta
         Slot::Ours { power, bare } => Some((*place, power, bare)),
         _ => None,
     });
+    let replaced = scenario.replaces && !invalid && !(world.spent && status.second);
     match instance {
+        Some((_, Power::Stopped, _)) | None if ran && replaced => {
+            Some("a machine is lost, and never replaced")
+        }
         Some((place, Power::Running, _)) => {
             if status.stage != Stage::Provisioned || !status.ran {
                 return Some("a running instance is not shown as one");

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use omni_infra_provider::machine::replace::Loss;
+
 /// Index of a scope: 0 is the first of the class.
 pub(super) type Place = usize;
 
@@ -76,6 +78,9 @@ pub(super) struct Status {
     pub(super) ran: bool,
     pub(super) stage: Stage,
     pub(super) uuid: Uuid,
+    pub(super) replacing: Option<Loss>,
+    /// It was made after a replacement was spent.
+    pub(super) second: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -135,9 +140,11 @@ pub(super) struct World {
     pub(super) slots: [Slot; 2],
     /// A creation without an answer, on its way to the cloud.
     pub(super) in_flight: [bool; 2],
-    /// Our status has said of this incarnation that it ran.
+    /// The ledger names the first machine; a class allows one replacement, and the model's hour does not pass.
+    pub(super) spent: bool,
+    /// Our status has said that it ran, of this incarnation and of its machine that was not replaced.
     pub(super) ran: bool,
-    /// An instance ran while this incarnation was there, whether or not anybody noticed.
+    /// An instance ran while these were there, whether or not anybody noticed.
     pub(super) lived: bool,
     /// Omni let go of the status in this teardown.
     pub(super) drained: bool,
@@ -148,8 +155,19 @@ pub(super) struct World {
 }
 
 impl World {
+    /// Whether this status answers a request that runs.
+    pub(super) fn wants(&self, status: &Status) -> bool {
+        self.request.is_some_and(|request| {
+            let of_this = |claim: Claim| claim.incarnation == request.incarnation;
+            request.running && status.claim.is_none_or(of_this)
+        })
+    }
+
     /// Omni stores what one of our daemons wrote.
-    pub(super) fn take_status(&mut self, status: Status) {
+    pub(super) fn take_status(&mut self, mut status: Status) {
+        if self.status.is_none() {
+            status.second = self.spent;
+        }
         if self.status.is_none() && self.request.is_some_and(|request| request.running) {
             self.drained = false;
         }
@@ -224,7 +242,12 @@ pub(super) enum At {
     RequestAgreed(Place),
     /// R13: the status's agreed too.
     Agreed(Place),
-    /// T5: the fresh Get said that Omni has drained.
+    /// N3: a fresh find still showed the machine lost.
+    Lost {
+        place: Place,
+        current: bool,
+    },
+    /// T5, N3: the fresh Get said that Omni has drained, or that the machine is being replaced.
     Delete {
         place: Place,
         leftovers: bool,
@@ -246,6 +269,7 @@ pub(super) struct Daemon {
     pub(super) patch: Option<Patch>,
     pub(super) resource: Option<Resource>,
     pub(super) registered: Option<u8>,
+    pub(super) spent: bool,
     /// The class is good in this process's eyes.
     pub(super) valid: bool,
     /// The status in the store is the version that this process tore down.
@@ -273,6 +297,7 @@ impl Daemon {
             patch: world.patch,
             resource: world.resource,
             registered: world.registered,
+            spent: world.spent,
             valid,
             status_torn: false,
             patch_torn: false,
@@ -382,7 +407,8 @@ impl State {
             }
             match &mut daemon.at {
                 At::Looking { looks, .. } => forget_look(&mut looks[place]),
-                At::Delete {
+                At::Lost { place: at, current }
+                | At::Delete {
                     place: at, current, ..
                 } if *at == place => *current = false,
                 _ => {}
@@ -425,6 +451,9 @@ impl fmt::Display for Status {
         if self.ran {
             write!(f, ", ran")?;
         }
+        if let Some(loss) = self.replacing {
+            write!(f, ", replacing: {loss}")?;
+        }
         write!(f, ", uuid {:?}", self.uuid)
     }
 }
@@ -452,6 +481,7 @@ pub(super) fn facts(state: &State) -> Vec<String> {
         format!("patch: {}", or_none(world.patch)),
         format!("machine resource: {}", or_none(world.resource)),
         format!("registered: {}", world.registered.is_some()),
+        format!("ledger: {}", world.spent),
     ];
     for (place, name) in PLACES.iter().enumerate() {
         facts.push(format!("scope {name}: {:?}", world.slots[place]));

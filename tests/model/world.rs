@@ -66,6 +66,9 @@ pub(super) fn tides(state: &State, out: &mut Vec<Step>) {
         moves.add(Some(who), "hears of the registration", None, |state| {
             state.daemon_mut(who).registered = state.world.registered;
         });
+        moves.add(Some(who), "hears of the ledger", None, |state| {
+            state.daemon_mut(who).spent = state.world.spent;
+        });
     }
     omni(&mut moves);
     cloud(&mut moves);
@@ -280,6 +283,12 @@ pub(super) fn harms(state: &State, scenario: &Scenario, out: &mut Vec<Step>) {
         if power == Power::Running {
             moves.add(None, "somebody stops the instance", Some(place), |state| {
                 let power = Power::Stopped;
+                state.put(place, Slot::Ours { power, bare });
+            });
+        }
+        if scenario.replaces && power == Power::Stopped && world.lived {
+            moves.add(None, "somebody starts the instance again", Some(place), |state| {
+                let power = Power::Starting;
                 state.put(place, Slot::Ours { power, bare });
             });
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use omni_infra_provider::backends::sim::{Sim, SimClass, Zone};
 use omni_infra_provider::cloud::{
-    BootProfile, BoxFuture, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource,
-    ImageStream, Instance, InstanceRef, InstanceSpec, Legacy, Limits, Marked, Result,
+    BootProfile, BoxFuture, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource,
+    ImageStream, Instance, InstanceRef, InstanceSpec, Legacy, Limits, Marked, Replace, Result,
 };
 use tokio::time::sleep;
 
@@ -87,6 +87,10 @@ impl Cloud for Rough {
         Sim::boot(class)
     }
 
+    fn replace(class: &SimClass) -> Replace {
+        Sim::replace(class)
+    }
+
     fn legacy(spec: &[u8]) -> Option<Legacy<Zone>> {
         Sim::legacy(spec)
     }
@@ -144,6 +148,10 @@ impl Cloud for Rough {
             sim.start_instance(&instance).await
         })
         .await
+    }
+
+    async fn read_console(&self, instance: &InstanceRef<Zone>) -> Result<Option<Console>> {
+        self.sim.read_console(instance).await
     }
 
     async fn delete_instance(&self, instance: &InstanceRef<Zone>) -> Result<()> {

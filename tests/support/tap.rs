@@ -234,6 +234,9 @@ fn omni_entry(call: &Call) -> Option<Entry> {
     };
     match (call.rpc, kind) {
         (Rpc::Watch | Rpc::List, _) | (_, "InfraProviderHealthStatuses" | "CurrentUsers") => None,
+        (Rpc::Update, "InfraProviderStatuses") if detail.contains("/replacements") => {
+            entry("", "spend a replacement".to_owned())
+        }
         (rpc, "InfraProviderStatuses") => entry("provider", format!("{rpc} registration")),
         (Rpc::CreateSchematic, _) => entry("", "register schematic".to_owned()),
         (rpc, "MachineRequests") => match rpc {
@@ -244,9 +247,11 @@ fn omni_entry(call: &Call) -> Option<Entry> {
         },
         (rpc, "MachineRequestStatuses") => match rpc {
             Rpc::Get => entry(&call.id, "get status".to_owned()),
-            Rpc::Create if detail.contains("placement") => entry(&call.id, "write claim".to_owned()),
+            Rpc::Create if detail.contains("/placement") => entry(&call.id, "write claim".to_owned()),
             Rpc::Create => entry(&call.id, format!("create status: {detail}")),
-            Rpc::Update if detail.contains("placement") => entry(&call.id, format!("update claim: {detail}")),
+            Rpc::Update if detail.contains("/placement") => {
+                entry(&call.id, format!("update claim: {detail}"))
+            }
             Rpc::Update => entry(&call.id, format!("status: {}", shorten(detail))),
             _ => entry(&call.id, format!("{rpc} status")),
         },

@@ -425,7 +425,16 @@ impl<C: TestCloud> std::fmt::Display for World<C> {
         writeln!(f, "--- Omni")?;
         for resource in self.omni.everything() {
             let line = format!("{resource:?}");
-            if line.contains("MachineRequest") || line.contains("ConfigPatchRequest") {
+            if [
+                "MachineRequest",
+                "ConfigPatchRequest",
+                "Links",
+                "Machines.omni",
+                "Registration",
+            ]
+            .iter()
+            .any(|kind| line.contains(kind))
+            {
                 writeln!(f, "{line}")?;
             }
         }

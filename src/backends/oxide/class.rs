@@ -10,6 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
+use crate::cloud::Replace;
+
 /// Most vCPUs of an instance (nexus: `MAX_VCPU_PER_INSTANCE`).
 const MAX_CPUS: u32 = 254;
 /// Most memory of an instance, in GiB (nexus: `MAX_MEMORY_BYTES_PER_INSTANCE`, 1.5 TiB).
@@ -73,6 +75,9 @@ pub struct OxideClass {
     /// IP addresses of the nameservers that the machine uses. Empty: those of the provider, if it has any.
     #[serde(default, deserialize_with = "null_is_default")]
     pub nameservers: Vec<IpAddr>,
+    /// Which lost machines the provider replaces by itself. Absent: none.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub replace: Replace,
 }
 
 /// One additional disk.
@@ -228,6 +233,7 @@ pub(super) fn validate(class: &OxideClass) -> Vec<String> {
             name_or_id_fault(group),
         );
     }
+    faults.extend(class.replace.fault().map(|fault| format!("{fault}.")));
     faults
 }
 
@@ -331,7 +337,8 @@ mod tests {
                 "cpu_platform",
                 "anti_affinity_groups",
                 "enable_jumbo_frames",
-                "nameservers"
+                "nameservers",
+                "replace"
             ]
         );
         assert_eq!(schema["required"], json!(["project", "network_interfaces"]));
@@ -391,6 +398,8 @@ mod tests {
             (with("disks", json!([{"type": "local"}])), false),
             (with("disks", json!([{"type": "tape", "size": 1}])), false),
             (with("nameservers", json!(["1.1.1.1"])), true),
+            (with("replace", json!({"vanished": true, "per_hour": 2})), true),
+            (with("replace", json!({"lost": true})), false),
             (with("cpu_platform", json!("amd_turin_v2")), true),
             (with("surprise", json!(1)), false),
             (json!({"project": "p"}), false),
@@ -412,7 +421,7 @@ mod tests {
                 defaults += 1;
             }
         }
-        assert_eq!(defaults, 9);
+        assert_eq!(defaults, 10);
         assert_eq!(validate(&class), Vec::<String>::new());
     }
 

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::cloud::{
-    BootProfile, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef,
-    InstanceSpec, Legacy, Limits, Mark, Marked, Result, Scope,
+    BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
+    InstanceRef, InstanceSpec, Legacy, Limits, Mark, Marked, Replace, Result, Scope,
 };
 use crate::secret::Secret;
 
@@ -47,6 +47,8 @@ use mark::{Claim, Owner};
 
 /// Items per page of a list. Nexus allows far more; a page of a thousand disks is about half a megabyte.
 const PAGE: u32 = 1000;
+/// How much of the end of a serial console is read: some tens of lines. It travels as a JSON array of numbers, four times as long.
+const CONSOLE: u64 = 16 * 1024;
 /// Most pages of a list: many times what a rack holds. What goes on for longer does not end.
 const PAGES: usize = 200;
 /// Most instances whose last look is remembered.
@@ -361,6 +363,10 @@ impl Cloud for Oxide {
         }
     }
 
+    fn replace(class: &OxideClass) -> Replace {
+        class.replace
+    }
+
     fn legacy(spec: &[u8]) -> Option<Legacy<Project>> {
         legacy::legacy(spec)
     }
@@ -577,6 +583,31 @@ impl Cloud for Oxide {
             None => {}
         }
         self.delete_leftovers(VERB, instance).await
+    }
+
+    /// One call. Propolis keeps the console of a VMM while there is one; of an instance that does not run, nexus refuses it
+    /// (`app/instance.rs`, `propolis_addr_for_instance`).
+    async fn read_console(&self, instance: &InstanceRef<Project>) -> Result<Option<Console>> {
+        const VERB: &str = "read console";
+        let Some(id) = &instance.id else { return Ok(None) };
+        let seen = self
+            .client()
+            .instance_serial_console()
+            .instance(parse_id(VERB, id)?)
+            .most_recent(CONSOLE)
+            .max_bytes(CONSOLE)
+            .send()
+            .await;
+        match seen.map_err(Failure::from) {
+            Ok(seen) => {
+                let text = String::from_utf8_lossy(&seen.data).into_owned();
+                Ok(Some(Console(text)))
+            }
+            Err(failure) if matches!(failure.sort, Sort::NotFound | Sort::Kind(ErrorKind::Rejected)) => {
+                Ok(None)
+            }
+            Err(failure) => Err(failure.error(VERB, show(instance))),
+        }
     }
 
     /// One call for each thousand instances of the project, whoever made them.

@@ -823,6 +823,37 @@ async fn a_start_that_cannot_be_placed_says_why() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_console_is_read_while_the_machine_runs() {
+    let mut world = World::start().await;
+    let spec = world.spec("web").await;
+    world.oxide.create_instance(&spec).await.unwrap();
+    let stopped = world.until(&spec.instance, InstanceState::Stopped).await;
+    assert_eq!(world.oxide.read_console(&stopped).await.unwrap(), None);
+    world.oxide.start_instance(&stopped).await.unwrap();
+    let running = world.until(&spec.instance, InstanceState::Running).await;
+    world.api.write_console(PROJECT, "web", &"early\n".repeat(4000));
+    world
+        .api
+        .write_console(PROJECT, "web", "Domain: \u{fc}ber.example\nlate\n");
+    world.calls();
+    let console = world.oxide.read_console(&running).await.unwrap().unwrap();
+    assert_eq!(world.calls(), "1 instance_serial_console");
+    assert_eq!(console.0.len(), 16 * 1024);
+    assert!(console.0.ends_with("early\nDomain: \u{fc}ber.example\nlate\n"));
+    assert_eq!(format!("{console:?}"), "Console(<redacted>, 16384 bytes)");
+    // Nobody's, or nobody's that we know.
+    assert_eq!(world.oxide.read_console(&spec.instance).await.unwrap(), None);
+    let unknown = InstanceRef {
+        id: Some(Uuid::new_v4().to_string()),
+        ..running.clone()
+    };
+    assert_eq!(world.oxide.read_console(&unknown).await.unwrap(), None);
+    world.api.revoke_token(TOKEN);
+    let refused = world.oxide.read_console(&running).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Denied);
+}
+
+#[tokio::test]
 async fn what_a_class_refers_to_in_vain_is_rejected() {
     let world = World::start().await;
     let spec = world.spec("web").await;

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use crate::cloud::{
-    BootProfile, BoxFuture, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Result, Scope, Timestamp,
-    UserData,
+    BootProfile, BoxFuture, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource,
+    Instance, InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Replace, Result, Scope,
+    Timestamp, UserData,
 };
 
 pub use ledger::{Change, Did, Owned};
@@ -45,6 +45,8 @@ pub struct SimClass {
     pub size: u32,
     /// Nameservers.
     pub nameservers: Vec<IpAddr>,
+    /// Which lost machines are replaced.
+    pub replace: Replace,
 }
 
 impl Default for SimClass {
@@ -53,6 +55,7 @@ impl Default for SimClass {
             zones: vec!["a".to_owned()],
             size: 1,
             nameservers: Vec::new(),
+            replace: Replace::default(),
         }
     }
 }
@@ -140,6 +143,8 @@ struct Machine {
     power: Power,
     started: Option<tokio::time::Instant>,
     user_data: UserData,
+    /// What it has written to its console since it was started.
+    console: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -279,6 +284,7 @@ impl Sim {
             power: Power::Running,
             started: Some(now),
             user_data: UserData(Vec::new()),
+            console: String::new(),
         };
         world.machines.insert(key, machine);
         id
@@ -301,6 +307,19 @@ impl Sim {
     /// Somebody stops an instance behind the daemon's back.
     pub fn stop(&self, zone: &str, name: &str) {
         self.power(zone, name, Power::Stopped);
+    }
+
+    /// Somebody starts it again; nobody plays the machine in it.
+    pub fn start(&self, zone: &str, name: &str) {
+        self.power(zone, name, Power::Running);
+    }
+
+    /// An instance writes to its serial console.
+    pub fn write_console(&self, zone: &str, name: &str, text: &str) {
+        let key = (Zone(zone.to_owned()), name.to_owned());
+        if let Some(machine) = self.lock().machines.get_mut(&key) {
+            machine.console.push_str(text);
+        }
     }
 
     /// An instance breaks.
@@ -438,6 +457,7 @@ impl Cloud for Sim {
         if class.zones.is_empty() {
             faults.push("zones must name at least one zone".to_owned());
         }
+        faults.extend(class.replace.fault());
         faults
     }
 
@@ -454,6 +474,10 @@ impl Cloud for Sim {
             extensions: Vec::new(),
             nameservers: class.nameservers.clone(),
         }
+    }
+
+    fn replace(class: &SimClass) -> Replace {
+        class.replace
     }
 
     fn legacy(spec: &[u8]) -> Option<Legacy<Zone>> {
@@ -568,6 +592,7 @@ impl Cloud for Sim {
                 power: Power::Stopped,
                 started: None,
                 user_data: spec.user_data.clone(),
+                console: String::new(),
             };
             world.note(Did::Create, &key, machine.mark.as_ref());
             world.machines.insert(key, machine);
@@ -595,6 +620,7 @@ impl Cloud for Sim {
                     to: true,
                 };
                 machine.started = Some(now);
+                machine.console.clear();
                 if let Some(on_event) = on_event {
                     on_event(Event::Started {
                         uuid: machine.id.clone(),
@@ -658,6 +684,15 @@ impl Cloud for Sim {
                 world.note(Did::Sweep, &key, disk.and_then(|disk| disk.mark).as_ref());
             }
             Ok(())
+        })
+        .await
+    }
+
+    async fn read_console(&self, instance: &InstanceRef<Zone>) -> Result<Option<Console>> {
+        self.call("read console", &instance.name, |world, now| {
+            let machine = world.machines.get(&key(instance));
+            let running = machine.filter(|machine| machine.state(now) == InstanceState::Running);
+            Ok(running.map(|machine| Console(machine.console.clone())))
         })
         .await
     }

@@ -112,6 +112,7 @@ pub(super) fn create(rack: &mut Rack, ask: &Ask) -> Result<Outcome> {
         turn: 0,
         sled: None,
         user_data,
+        console: Vec::new(),
         nics,
         ips,
         groups,

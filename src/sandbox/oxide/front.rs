@@ -82,6 +82,7 @@ routes! {
     POST "instances"/"*"/"start" => "instance_start" instances::start;
     POST "instances"/"*"/"stop" => "instance_stop" instances::stop;
     POST "instances"/"*"/"reboot" => "instance_reboot" instances::reboot;
+    GET "instances"/"*"/"serial-console" => "instance_serial_console" instances::serial_console;
     GET "instances"/"*"/"disks" => "instance_disk_list" instances::disk_list;
     GET "instances"/"*"/"external-ips" => "instance_external_ip_list" instances::external_ip_list;
     GET "network-interfaces" => "instance_network_interface_list" instances::nic_list;

@@ -20,6 +20,9 @@ use super::Happening;
 const MAX_VCPUS: u16 = 254;
 const MAX_MEMORY: u64 = 1536 * GIB;
 
+/// What propolis answers at most where the caller names no length (`serial/history_buffer.rs`, `DEFAULT_MAX_LENGTH`).
+const CONSOLE_LENGTH: usize = 16 * 1024;
+
 impl Rack {
     pub(super) fn instance_named(&self, project: Uuid, name: &str) -> Option<Uuid> {
         self.instances
@@ -125,6 +128,8 @@ impl Rack {
         let turn = self.turn(id, State::Starting);
         if let Some(it) = self.instances.get_mut(&id) {
             it.sled = Some(sled);
+            // What the firmware says first.
+            it.console = b"BdsDxe: loading Boot0001 from the boot disk\r\n".to_vec();
         }
         self.plan(self.pace.start, Due::Running { id, turn });
         Ok(())
@@ -226,6 +231,7 @@ impl Rack {
             turn: 0,
             sled: Some(0),
             user_data: Vec::new(),
+            console: Vec::new(),
             nics: Vec::new(),
             ips: Vec::new(),
             groups: BTreeSet::new(),
@@ -289,6 +295,49 @@ pub(super) fn external_ip_list(rack: &mut Rack, ask: &Ask) -> Result<Outcome> {
     Outcome::ok(&types::ExternalIpResultsPage {
         items: instance_of(rack, ask)?.ips.clone(),
         next_page: None,
+    })
+}
+
+/// A range of what an instance wrote to its serial console, as nexus passes it on from propolis
+/// (`app/instance.rs`: the states; `propolis-server/src/lib/serial/history_buffer.rs`: the range). The console is kept whole here;
+/// propolis keeps its beginning and its end.
+pub(super) fn serial_console(rack: &mut Rack, ask: &Ask) -> Result<Outcome> {
+    let it = instance_of(rack, ask)?;
+    let state = it.view.run_state;
+    match state {
+        State::Running | State::Rebooting | State::Migrating => {}
+        State::Starting | State::Stopping => {
+            return Err(Refusal::invalid(format!(
+                "cannot connect to serial console of instance in state \"{state}\""
+            )));
+        }
+        State::Creating | State::Stopped | State::Failed | State::Repairing | State::Destroyed => {
+            return Err(Refusal::invalid(format!(
+                "instance is {state} and has no active serial console server"
+            )));
+        }
+    }
+    let number = |key: &str| {
+        let value = ask.query(key).map(str::parse::<usize>).transpose();
+        value.map_err(|_| {
+            Refusal::malformed(format!(
+                "unable to parse query string: {key}: invalid digit found in string"
+            ))
+        })
+    };
+    let whole = it.console.len();
+    let from = match (number("from_start")?, number("most_recent")?) {
+        (Some(from), None) => from.min(whole),
+        (None, Some(back)) => whole.saturating_sub(back),
+        // What propolis refuses, nexus reports as its own failure.
+        _ => return Err(Refusal::internal()),
+    };
+    let most = number("max_bytes")?.unwrap_or(CONSOLE_LENGTH);
+    let data: Vec<u8> = it.console.iter().skip(from).take(most).copied().collect();
+    let end = from.saturating_add(data.len());
+    Outcome::ok(&types::InstanceSerialConsoleData {
+        data,
+        last_byte_offset: u64::try_from(end).unwrap_or(u64::MAX),
     })
 }
 

@@ -415,6 +415,15 @@ impl OxideApi {
         })
     }
 
+    /// Has an instance write to its serial console. Says whether it was there.
+    pub fn write_console(&self, project: &str, name: &str, text: &str) -> bool {
+        self.meddle(project, name, |rack, id| {
+            if let Some(it) = rack.instances.get_mut(&id) {
+                it.console.extend_from_slice(text.as_bytes());
+            }
+        })
+    }
+
     /// Makes an instance `failed`. Says whether it was there.
     pub fn break_instance(&self, project: &str, name: &str) -> bool {
         self.meddle(project, name, Rack::fail_instance)

@@ -52,6 +52,8 @@ pub(super) struct Instance {
     /// The sled its VMM is on, while it has one.
     pub(super) sled: Option<usize>,
     pub(super) user_data: Vec<u8>,
+    /// What it has written to its serial console since it was started.
+    pub(super) console: Vec<u8>,
     pub(super) nics: Vec<types::InstanceNetworkInterface>,
     pub(super) ips: Vec<types::ExternalIp>,
     pub(super) groups: BTreeSet<Uuid>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::resources::Stored;
 use super::super::{Inner, join, types};
 use super::providers::is_going;
-use super::{end_if_free, tear_down};
+use super::{end_if_free, requests, tear_down};
 use crate::omni::wire::specs;
 
 /// What a link keeps of its machine.
@@ -182,6 +182,7 @@ pub(super) fn end_link(inner: &mut Inner, uuid: &str) {
     if !going {
         return;
     }
+    requests::lose_machine(inner, uuid);
     inner.store.remove(types::DEFAULT, types::MACHINES, uuid);
     if tear_down(inner, types::INFRA, types::REGISTRATIONS, uuid) {
         end_if_free(inner, types::INFRA, types::REGISTRATIONS, uuid);

@@ -37,6 +37,27 @@ pub(super) fn release(inner: &mut Inner, id: &str) {
         });
 }
 
+/// A machine goes: its request is torn down, so that the set makes another (`MachineRequestSetStatusController`; a request without a set
+/// stays). Omni does it when it sees the machine go, before the machine is gone.
+pub(super) fn lose_machine(inner: &mut Inner, uuid: &str) {
+    let request = inner
+        .store
+        .get(types::DEFAULT, types::MACHINES, uuid)
+        .and_then(|machine| machine.get_label(types::LABEL_REQUEST))
+        .and_then(|request| inner.store.get(types::INFRA, types::MACHINE_REQUESTS, request))
+        .cloned();
+    let Some(request) = request else { return };
+    let has_set = request.get_label(types::LABEL_SET).is_some_and(|set| {
+        inner
+            .store
+            .get(types::DEFAULT, types::MACHINE_REQUEST_SETS, set)
+            .is_some()
+    });
+    if has_set && !request.tearing_down() {
+        tear_down(inner, types::INFRA, types::MACHINE_REQUESTS, &request.id);
+    }
+}
+
 /// Matches the requests of a set to its count.
 pub(super) fn set(inner: &mut Inner, id: &str) {
     let Some(set) = inner

@@ -365,11 +365,37 @@ func instances(ctx context.Context, s *session) {
 	stop := oxide.InstanceStopParams{Instance: id}
 	end := oxide.InstanceDeleteParams{Instance: id}
 
+	console := func(fromStart, mostRecent, maxBytes *uint64) oxide.InstanceSerialConsoleParams {
+		return oxide.InstanceSerialConsoleParams{Instance: id, FromStart: fromStart, MostRecent: mostRecent, MaxBytes: maxBytes}
+	}
+	bytes := func(n uint64) *uint64 { return &n }
+
 	refused(s.InstanceReboot(ctx, reboot)).with(oxide.ErrHTTP400, oxide.ErrInvalidRequest, "stopped")
+	refused(s.InstanceSerialConsole(ctx, console(nil, bytes(100), nil))).
+		with(oxide.ErrHTTP400, oxide.ErrInvalidRequest, "no active serial console")
 	equal(must(s.InstanceStart(ctx, start)).RunState, oxide.InstanceStateStarting)
 	becomes(oxide.InstanceStateRunning)
 	// Again is no error.
 	equal(must(s.InstanceStart(ctx, start)).RunState, oxide.InstanceStateRunning)
+
+	whole := must(s.InstanceSerialConsole(ctx, console(bytes(0), nil, nil)))
+	length := *whole.LastByteOffset
+	isTrue(length > 10, "the firmware said something")
+	equal(uint64(len(whole.Data)), length)
+	// More than there is means all of it.
+	equal(must(s.InstanceSerialConsole(ctx, console(nil, bytes(1<<20), bytes(1<<20)))), whole)
+
+	end4 := must(s.InstanceSerialConsole(ctx, console(nil, bytes(4), nil)))
+	equal(end4.Data, whole.Data[length-4:])
+	equal(*end4.LastByteOffset, length)
+
+	middle := must(s.InstanceSerialConsole(ctx, console(bytes(2), nil, bytes(3))))
+	equal(middle.Data, whole.Data[2:5])
+	equal(*middle.LastByteOffset, uint64(5))
+	equal(len(must(s.InstanceSerialConsole(ctx, console(bytes(length+7), nil, nil))).Data), 0)
+	refused(s.InstanceSerialConsole(ctx, console(bytes(0), bytes(0), nil))).with(oxide.ErrHTTP500, oxide.ErrInternalError, "")
+	refused(s.InstanceSerialConsole(ctx, console(nil, nil, nil))).with(oxide.ErrHTTP500, oxide.ErrInternalError, "")
+
 	equal(must(s.InstanceReboot(ctx, reboot)).RunState, oxide.InstanceStateRebooting)
 	becomes(oxide.InstanceStateRunning)
 
