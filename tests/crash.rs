@@ -197,7 +197,6 @@ fn killed_at_any_call_on_the_simulated_cloud_there_is_one_instance_and_none_afte
     every_point::<Sim>(true);
 }
 
-#[ignore = "minutes long: run it with `--ignored`"]
 #[test]
 fn killed_at_any_call_over_the_oxide_wire_there_is_one_instance_and_none_afterwards() {
     every_point::<Rack>(false);

@@ -25,7 +25,7 @@ use script::Script;
 use world::World;
 
 /// How many schedules `cargo test` runs: about a minute of two cores in an unoptimised build.
-const SCHEDULES: u64 = 300;
+const SCHEDULES: u64 = 2000;
 
 /// The same over the wire to a rack, where each is slower.
 const RACK_SCHEDULES: u64 = 15;
