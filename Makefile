@@ -56,6 +56,11 @@ fuzz-schedules: ## Play N seeded schedules of faults and wishes, optimised, unti
 	SCHEDULES=$(N) SCHEDULE_PROGRESS=1 cargo test --release --all-features --test main \
 		schedules_of_faults -- --nocapture
 
+.PHONY: bench
+bench: ## Measure the figures of the README, optimised, against the sandbox (FIGURES=up,idle,many,import)
+	@echo "Building, optimised; the first time this takes some minutes."
+	@cargo bench --quiet --all-features --bench figures
+
 .PHONY: check
 check: ## Check formatting, lints, dependencies, documentation and generated files
 	cargo fmt --check
