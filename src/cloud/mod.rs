@@ -15,11 +15,13 @@ pub mod guard;
 mod rate;
 pub mod replace;
 pub mod schema;
+pub mod shared;
 pub mod types;
 
 pub use error::{CloudError, ErrorKind, Result};
 pub use guard::Guarded;
 pub use replace::Replace;
+pub use shared::Shared;
 pub use types::{
     BootProfile, BoxFuture, Console, Found, ImageKey, ImageRef, ImageSource, ImageStream, Instance,
     InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Scope, Timestamp, UserData,

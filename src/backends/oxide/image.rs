@@ -477,7 +477,7 @@ impl Oxide {
             .map_err(|failure| unless_hidden(failure, VERB, scope))?;
         let now = Timestamp::from(SystemTime::now());
         let mut rivals = false;
-        for disk in &disks {
+        for disk in disks.iter() {
             let Some(Owner::Import {
                 provider,
                 image: theirs,

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::cloud::{
     BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, Legacy, Limits, Mark, Marked, Replace, Result, Scope,
+    InstanceRef, InstanceSpec, Legacy, Limits, Mark, Marked, Replace, Result, Scope, Shared,
 };
 use crate::secret::Secret;
 
@@ -122,6 +122,8 @@ pub struct Oxide {
     /// that verb its own look; nexus checks the state once more, and neither name nor mark of an instance can
     /// ever change.
     looks: Mutex<HashMap<Uuid, Look>>,
+    /// The lists of disks under way, one for each project in use.
+    disks: Mutex<HashMap<Project, Arc<Shared<Vec<types::Disk>>>>>,
     /// Scratch disks that an import of this process is writing to right now.
     scratch: Mutex<Vec<String>>,
     /// Images whose scratch disks this process has looked for; as many as there are images in use.
@@ -154,6 +156,7 @@ impl Oxide {
             },
             provider: settings.provider_id.clone(),
             looks: Mutex::default(),
+            disks: Mutex::default(),
             scratch: Mutex::default(),
             tidied: Mutex::default(),
         })
@@ -185,8 +188,13 @@ impl Oxide {
         absent_is_none(found)
     }
 
-    /// All disks of the project.
-    async fn disks(&self, project: &Project) -> std::result::Result<Vec<types::Disk>, Failure> {
+    /// All disks of the project, by a list that is begun from now on and serves all who ask meanwhile.
+    async fn disks(&self, project: &Project) -> std::result::Result<Arc<Vec<types::Disk>>, Failure> {
+        let list = lock(&self.disks).entry(project.clone()).or_default().clone();
+        list.ask(self.list_disks(project)).await
+    }
+
+    async fn list_disks(&self, project: &Project) -> std::result::Result<Vec<types::Disk>, Failure> {
         let project = project.param()?;
         all_pages(|token| {
             let (client, project) = (self.client(), project.clone());
@@ -425,7 +433,7 @@ impl Cloud for Oxide {
             .await
             .map_err(|failure| unless_hidden(failure, VERB, &instance.scope))?;
         let (mut remains, mut since) = (false, None);
-        for disk in &disks {
+        for disk in disks.iter() {
             if matches!(disk.state, types::DiskState::Destroyed) {
                 continue;
             }
@@ -680,7 +688,7 @@ impl Cloud for Oxide {
                 marked.push(Marked { name, id, mark });
             }
         }
-        for disk in &disks {
+        for disk in disks.iter() {
             if let Some(mark) = ours(&disk.description)
                 && !matches!(disk.state, types::DiskState::Destroyed)
             {
