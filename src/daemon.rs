@@ -176,7 +176,12 @@ impl<C: Cloud> Site<C> {
         background.spawn(join.clone().run());
         background.spawn({
             let (stores, queue) = (stores.clone(), queue.clone());
-            async move { stores.run(Arc::new(move |key: &str| queue.push(key))).await }
+            async move {
+                let known = stores.clone();
+                stores
+                    .run(Arc::new(move |key: &str| queue.push(key, known.line(key))))
+                    .await;
+            }
         });
         let site = Self {
             cloud: Arc::new(Guarded::new(
@@ -270,7 +275,7 @@ impl<C: Cloud> Site<C> {
         let keys = self.stores.keys();
         info!(requests = keys.len(), "ready");
         for key in keys {
-            self.queue.push(&key);
+            self.queue.push(&key, self.stores.line(&key));
         }
 
         background.spawn({

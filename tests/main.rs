@@ -9,6 +9,7 @@ mod bad_input;
 mod command_line;
 mod cosi;
 mod crash;
+mod fairness;
 mod guard;
 mod house;
 mod lease;

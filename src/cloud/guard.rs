@@ -1,7 +1,9 @@
-//! What every verb of every cloud is wrapped in: a deadline, a bound on calls at once, the rate that the site takes, a pause when told to slow down, a log line.
+//! What every verb of every cloud is wrapped in: a deadline, a bound on calls at once, the rate that
+//! its scope takes, a pause when told to slow down, a log line.
 //!
 //! *Not here.* When to look again after a failure: `engine/retry.rs`.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,23 +18,27 @@ use super::rate::Rate;
 use super::replace::Replace;
 use super::types::{
     BootProfile, Console, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef, InstanceSpec,
-    Legacy, Limits, Marked,
+    Legacy, Limits, Marked, Scope,
 };
 
 /// How long a look, a start or a step of a deletion may take. Some of Oxide's calls run a saga inside the request.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long the whole site rests after a 429 that did not say how long.
+/// How long a scope rests after a 429 that did not say how long.
 const REST: Duration = Duration::from_secs(1);
+
+/// One in so many of all calls at once may wait for the turn of its scope.
+const PATIENT: usize = 8;
 
 /// A cloud behind its guard.
 #[derive(Debug)]
-pub struct Guarded<C> {
+pub struct Guarded<C: Cloud> {
     cloud: C,
     create_deadline: Duration,
     permits: Semaphore,
-    resting_until: Mutex<Option<Instant>>,
-    rate: Mutex<Rate>,
+    /// How many may wait in one lane.
+    patience: usize,
+    lanes: Mutex<Lanes<C::Scope>>,
 }
 
 impl<C: Cloud> Guarded<C> {
@@ -42,8 +48,8 @@ impl<C: Cloud> Guarded<C> {
             cloud,
             create_deadline,
             permits: Semaphore::new(at_once),
-            resting_until: Mutex::new(None),
-            rate: Mutex::new(Rate::new(Instant::now())),
+            patience: (at_once / PATIENT).max(1),
+            lanes: Mutex::default(),
         }
     }
 
@@ -54,18 +60,19 @@ impl<C: Cloud> Guarded<C> {
 
     async fn call<T>(
         &self,
+        scope: Option<&C::Scope>,
         verb: &'static str,
         on: &str,
         deadline: Duration,
         call: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        self.rest().await;
+        let turn = self
+            .turn(scope)
+            .map_err(|wait| resting(C::KIND, verb, on, wait))?;
         let begun = Instant::now();
         let call = async {
-            let slot = self.rate().slot(Instant::now());
-            if slot > Instant::now() {
-                sleep_until(slot).await;
-            }
+            sleep_until(turn.slot).await;
+            drop(turn);
             // The semaphore is never closed.
             let _permit = self.permits.acquire().await.ok();
             call.await
@@ -81,19 +88,7 @@ impl<C: Cloud> Guarded<C> {
             )),
             result = call => result,
         };
-        match &result {
-            Err(error) if matches!(error.kind, ErrorKind::Throttled { .. }) => {
-                self.rate().refused(Instant::now());
-            }
-            Ok(_) | Err(_) => self.rate().answered(Instant::now()),
-        }
-        if let Err(error) = &result
-            && let ErrorKind::Throttled { after } = error.kind
-        {
-            let until = Instant::now() + after.unwrap_or(REST);
-            let mut resting = self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
-            *resting = Some(resting.map_or(until, |earlier| earlier.max(until)));
-        }
+        self.note(scope, &result);
         debug!(
             verb,
             on,
@@ -104,23 +99,99 @@ impl<C: Cloud> Guarded<C> {
         result
     }
 
-    fn rate(&self) -> MutexGuard<'_, Rate> {
-        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lanes(&self) -> MutexGuard<'_, Lanes<C::Scope>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while the site rests.
-    async fn rest(&self) {
-        while let Some(until) = self.resting() {
-            sleep_until(until).await;
+    /// A turn in the scope's lane; if too many wait there already, or it rests for long, how long to stay away. Who waits keeps a
+    /// worker from the other scopes.
+    fn turn(&self, scope: Option<&C::Scope>) -> std::result::Result<Turn<'_, C::Scope>, Duration> {
+        let now = Instant::now();
+        let mut lanes = self.lanes();
+        let lane = lanes.entry(scope.cloned()).or_insert_with(|| Lane::new(now));
+        let rested = lane.rest(now).unwrap_or(now);
+        let rest = rested.duration_since(now);
+        let waits = !rest.is_zero() || lane.rate.is_busy(now);
+        if rest > REST || (waits && lane.waiting >= self.patience) {
+            return Err(rest.max(REST));
+        }
+        lane.waiting += 1;
+        Ok(Turn {
+            slot: lane.rate.slot(rested),
+            lanes: &self.lanes,
+            scope: scope.cloned(),
+        })
+    }
+
+    fn note<T>(&self, scope: Option<&C::Scope>, result: &Result<T>) {
+        let now = Instant::now();
+        let mut lanes = self.lanes();
+        let lane = lanes.entry(scope.cloned()).or_insert_with(|| Lane::new(now));
+        match result {
+            Err(CloudError {
+                kind: ErrorKind::Throttled { after },
+                ..
+            }) => {
+                lane.rate.refused(now);
+                let until = now + after.unwrap_or(REST);
+                lane.resting = lane.resting.max(Some(until));
+            }
+            Ok(_) | Err(_) => lane.rate.answered(now),
+        }
+    }
+}
+
+/// How one scope is driven; a site without its scopes has a lane as well.
+#[derive(Debug)]
+struct Lane {
+    resting: Option<Instant>,
+    rate: Rate,
+    waiting: usize,
+}
+
+type Lanes<S> = HashMap<Option<S>, Lane>;
+
+impl Lane {
+    fn new(now: Instant) -> Self {
+        Self {
+            resting: None,
+            rate: Rate::new(now),
+            waiting: 0,
         }
     }
 
-    /// Until when the site rests, if it does.
-    fn resting(&self) -> Option<Instant> {
-        let mut resting = self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
-        *resting = resting.filter(|until| *until > Instant::now());
-        *resting
+    /// Until when it rests, if it does.
+    fn rest(&mut self, now: Instant) -> Option<Instant> {
+        self.resting = self.resting.filter(|until| *until > now);
+        self.resting
     }
+}
+
+/// One who waits in a lane, until dropped.
+#[derive(Debug)]
+struct Turn<'a, S: Scope> {
+    slot: Instant,
+    lanes: &'a Mutex<Lanes<S>>,
+    scope: Option<S>,
+}
+
+impl<S: Scope> Drop for Turn<'_, S> {
+    fn drop(&mut self) {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = lanes.get_mut(&self.scope) {
+            lane.waiting = lane.waiting.saturating_sub(1);
+        }
+    }
+}
+
+fn resting(cloud: &'static str, verb: &'static str, on: &str, wait: Duration) -> CloudError {
+    let kind = ErrorKind::Throttled { after: Some(wait) };
+    CloudError::new(
+        cloud,
+        verb,
+        kind,
+        format!("{on}: it has been told to slow down, and waits for its turn"),
+    )
 }
 
 impl<C: Cloud> Cloud for Guarded<C> {
@@ -151,11 +222,13 @@ impl<C: Cloud> Cloud for Guarded<C> {
     }
 
     async fn check(&self) -> Result<()> {
-        self.call("check", "the site", DEADLINE, self.cloud.check()).await
+        self.call(None, "check", "the site", DEADLINE, self.cloud.check())
+            .await
     }
 
     async fn find_image(&self, scope: &Self::Scope, key: &ImageKey) -> Result<Option<ImageRef>> {
         self.call(
+            Some(scope),
             "find image",
             &key.schematic,
             DEADLINE,
@@ -176,6 +249,7 @@ impl<C: Cloud> Cloud for Guarded<C> {
 
     async fn find_instance(&self, instance: &InstanceRef<Self::Scope>) -> Result<Found> {
         self.call(
+            Some(&instance.scope),
             "find instance",
             &instance.name,
             DEADLINE,
@@ -185,18 +259,20 @@ impl<C: Cloud> Cloud for Guarded<C> {
     }
 
     /// Waiting for its turn counts: what other processes conclude rests on a creation landing within its deadline of the fresh
-    /// reads that allowed it, or never. So while the site rests it is refused and not kept waiting.
+    /// reads that allowed it, or never. So while the scope rests it is refused and not kept waiting.
     async fn create_instance(&self, spec: &InstanceSpec<Self::Scope, Self::Class>) -> Result<()> {
-        if let Some(until) = self.resting() {
-            let after = Some(until.saturating_duration_since(Instant::now()));
-            return Err(CloudError::new(
-                C::KIND,
-                "create instance",
-                ErrorKind::Throttled { after },
-                format!("{}: the site rests", spec.instance.name),
-            ));
+        let (scope, name) = (&spec.instance.scope, &spec.instance.name);
+        let now = Instant::now();
+        let rest = self
+            .lanes()
+            .get_mut(&Some(scope.clone()))
+            .and_then(|lane| lane.rest(now));
+        if let Some(until) = rest {
+            let wait = until.duration_since(now);
+            return Err(resting(C::KIND, "create instance", name, wait));
         }
         self.call(
+            Some(scope),
             "create instance",
             &spec.instance.name,
             self.create_deadline,
@@ -207,6 +283,7 @@ impl<C: Cloud> Cloud for Guarded<C> {
 
     async fn start_instance(&self, instance: &InstanceRef<Self::Scope>) -> Result<()> {
         self.call(
+            Some(&instance.scope),
             "start instance",
             &instance.name,
             DEADLINE,
@@ -217,6 +294,7 @@ impl<C: Cloud> Cloud for Guarded<C> {
 
     async fn delete_instance(&self, instance: &InstanceRef<Self::Scope>) -> Result<()> {
         self.call(
+            Some(&instance.scope),
             "delete instance",
             &instance.name,
             DEADLINE,
@@ -227,6 +305,7 @@ impl<C: Cloud> Cloud for Guarded<C> {
 
     async fn read_console(&self, instance: &InstanceRef<Self::Scope>) -> Result<Option<Console>> {
         self.call(
+            Some(&instance.scope),
             "read console",
             &instance.name,
             DEADLINE,
@@ -242,6 +321,7 @@ impl<C: Cloud> Cloud for Guarded<C> {
         installation: &str,
     ) -> Result<Vec<Instance>> {
         self.call(
+            Some(scope),
             "list instances",
             &scope.to_string(),
             DEADLINE,
@@ -251,12 +331,19 @@ impl<C: Cloud> Cloud for Guarded<C> {
     }
 
     async fn list_scopes(&self) -> Result<Vec<Self::Scope>> {
-        self.call("list scopes", "the site", DEADLINE, self.cloud.list_scopes())
-            .await
+        self.call(
+            None,
+            "list scopes",
+            "the site",
+            DEADLINE,
+            self.cloud.list_scopes(),
+        )
+        .await
     }
 
     async fn list_marked(&self, scope: &Self::Scope, provider: &str) -> Result<Vec<Marked>> {
         self.call(
+            Some(scope),
             "list marked",
             &scope.to_string(),
             DEADLINE,

@@ -1,4 +1,4 @@
-//! Finds the rate of calls that a site takes: unbounded until it says "too many", then just below what it took.
+//! Finds the rate of calls that a scope takes: unbounded until it says "too many", then just below what it took.
 //!
 //! As TCP finds its rate: down by a share when refused, at most once a second, and slowly up while all goes well. The first
 //! bound is what the site answered in the second before. A cloud that refuses above ten calls a second is driven at about ten.
@@ -22,7 +22,7 @@ const FORGET: Duration = Duration::from_secs(300);
 /// In calls a second. A slower site would not work at all.
 const LEAST: f64 = 1.0;
 
-/// The rate of calls to one site.
+/// The rate of calls to one scope.
 #[derive(Debug)]
 pub(super) struct Rate {
     bound: Option<Bound>,
@@ -45,6 +45,11 @@ impl Rate {
             answered: (0, 0),
             second: now,
         }
+    }
+
+    /// Whether a call that asks now has to wait.
+    pub(super) fn is_busy(&self, now: Instant) -> bool {
+        self.bound.as_ref().is_some_and(|bound| bound.next > now)
     }
 
     /// When the next call may start.

@@ -16,7 +16,7 @@ use crate::omni::Fence;
 
 use super::clock::Clock;
 use super::download::{Download, Progress};
-use super::queue::{Key, Queue};
+use super::queue::{Key, Line, Queue};
 use super::retry;
 
 /// How many images are brought at once. Each holds its decompressor's window and a few chunks in memory.
@@ -211,7 +211,7 @@ impl<C: Cloud> Imports<C> {
         }
         drop(known);
         for key in waiting {
-            self.queue.push(&key);
+            self.queue.push(&key, Line::Second);
         }
     }
 

@@ -12,6 +12,8 @@ use crate::omni::kinds::{
 use crate::omni::store::OnChange;
 use crate::omni::{Kind, OmniError, Resource, State, Store};
 
+use super::queue::Line;
+
 /// The stores of one provider. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Stores {
@@ -83,6 +85,16 @@ impl Stores {
             && self.registrations.is_current()
             && self.machine_resources.is_current()
             && self.registration.is_current()
+    }
+
+    /// In which line a request waits: what ends goes first.
+    #[must_use]
+    pub fn line(&self, key: &str) -> Line {
+        let runs = self
+            .requests
+            .get(key)
+            .is_some_and(|request| !request.tearing_down());
+        if runs { Line::Second } else { Line::First }
     }
 
     /// Every request of which anything exists.

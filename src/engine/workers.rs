@@ -10,7 +10,7 @@ use tracing::error;
 
 use crate::cloud::Cloud;
 
-use super::queue::Queue;
+use super::queue::{Line, Queue};
 use super::reconcile::{Engine, Next};
 
 /// Works through the queue until `stop`, then lets every pass under way end. Dropping it drops the passes.
@@ -45,7 +45,8 @@ struct Held<'a> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.queue.push_at(self.key, Instant::now() + AFTER_PANIC);
+            self.queue
+                .push_at(self.key, Instant::now() + AFTER_PANIC, Line::Second);
         }
         self.queue.done(self.key);
     }
@@ -63,8 +64,8 @@ async fn work<C: Cloud>(engine: Arc<Engine<C>>, stop: CancellationToken) {
             key: &key,
         };
         match engine.pass(&key).await {
-            Next::Now => engine.queue.push(&key),
-            Next::At(at) => engine.queue.push_at(&key, at),
+            Next::Now => engine.queue.push(&key, engine.stores.line(&key)),
+            Next::At(at) => engine.queue.push_at(&key, at, engine.stores.line(&key)),
             Next::Never => {}
         }
         drop(held);

@@ -386,7 +386,13 @@ async fn a_store_that_cannot_keep_up_reads_everything_anew(mut server: impl Serv
     server.destroy(&[stored_request("b")]).await;
     watched.gate.close(false);
     watched.shows(&["a 65"]).await;
-    assert!(watched.heard().contains("b"));
+    until("word of b", || {
+        match watched.heard.lock().unwrap().contains("b") {
+            true => Ok(()),
+            false => Err("none".to_owned()),
+        }
+    })
+    .await;
     watched.is_current(true).await;
     // The server said so itself; nothing else broke.
     assert!(watched.store.breaks() > 0);
