@@ -425,7 +425,7 @@ impl Cloud for Sim {
         BootProfile {
             platform: "nocloud",
             arch: "amd64",
-            format: "raw.xz",
+            format: Some("raw.xz"),
             kernel_args: Vec::new(),
             extensions: Vec::new(),
             nameservers: class.nameservers.clone(),
