@@ -6,6 +6,7 @@
     reason = "tests"
 )]
 mod command_line;
+mod conformance;
 mod cosi;
 mod crash;
 mod house;
