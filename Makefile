@@ -24,11 +24,14 @@ TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BINARY := omni-infra-provider
 CARGO_DENY_VERSION := 0.20.2
 # The features that the container has: clouds, and no sandbox.
-IMAGE_FEATURES := --no-default-features --features oxide
+IMAGE_FEATURES := --no-default-features --features oxide,ganeti
 
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+# The clouds, by their names on the command line.
+CLOUDS := oxide ganeti
 
 .PHONY: demo
 demo: ## Show machines appear and disappear, with an Omni and an Oxide in one process (0 -> 3 -> 1 -> 0)
@@ -40,6 +43,13 @@ test: ## Run all tests
 	@echo "Building and testing; the first time this takes some minutes."
 	cargo test --all-features
 
+.PHONY: test-ganeti
+test-ganeti: ## Run the tests on a real Ganeti, which this starts and stops (needs root on Debian; installs packages)
+	@trap 'tests/ganeti/cluster.sh down' EXIT; \
+	tests/ganeti/cluster.sh up fake; \
+	eval "$$(tests/ganeti/cluster.sh env)"; \
+	GANETI_TEST=required cargo test --all-features --test main ganeti
+
 .PHONY: check
 check: ## Check formatting, lints, dependencies, documentation and generated files
 	cargo fmt --check
@@ -49,17 +59,21 @@ check: ## Check formatting, lints, dependencies, documentation and generated fil
 		|| cargo install --locked cargo-deny --version $(CARGO_DENY_VERSION)
 	cargo deny --log-level error check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features --document-private-items
-	@cargo run --quiet -- schema | diff -u machine-classes/oxide.schema.json - \
-		|| { echo "machine-classes/oxide.schema.json is stale: run 'make schema'"; exit 1; }
+	@for cloud in $(CLOUDS); do \
+		cargo run --quiet -- schema --cloud $$cloud | diff -u machine-classes/$$cloud.schema.json - \
+			|| { echo "machine-classes/$$cloud.schema.json is stale: run 'make schema'"; exit 1; }; \
+	done
 
 .PHONY: fmt
 fmt: ## Format the sources
 	cargo fmt
 
 .PHONY: schema
-schema: ## Write machine-classes/oxide.schema.json anew
-	cargo run --quiet -- schema > machine-classes/oxide.schema.json.new
-	mv machine-classes/oxide.schema.json.new machine-classes/oxide.schema.json
+schema: ## Write the schemas in machine-classes anew
+	@for cloud in $(CLOUDS); do set -x; \
+		cargo run --quiet -- schema --cloud $$cloud > machine-classes/$$cloud.schema.json.new; \
+		mv machine-classes/$$cloud.schema.json.new machine-classes/$$cloud.schema.json; \
+	done
 
 .PHONY: audit
 audit: ## Look for security advisories (needs the advisory database)

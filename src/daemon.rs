@@ -12,10 +12,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+#[cfg(feature = "ganeti")]
+use crate::backends::ganeti::{self, Ganeti};
 #[cfg(feature = "oxide")]
 use crate::backends::oxide::{self, Oxide};
 use crate::cloud::schema::class_schema;
 use crate::cloud::{Cloud, ErrorKind, Guarded, Timestamp};
+#[cfg(feature = "ganeti")]
+use crate::config::GanetiConfig;
 #[cfg(feature = "oxide")]
 use crate::config::OxideConfig;
 use crate::config::{CloudConfig, Config};
@@ -215,6 +219,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         match &config.cloud {
             #[cfg(feature = "oxide")]
             CloudConfig::Oxide(site) => serve(parts(oxide(site, &config)?, &config)?, stop).await?,
+            #[cfg(feature = "ganeti")]
+            CloudConfig::Ganeti(site) => serve(parts(ganeti(site)?, &config)?, stop).await?,
         }
         anyhow::Ok(())
     };
@@ -246,6 +252,8 @@ pub async fn check(config: &Config) -> anyhow::Result<()> {
             .check()
             .await
             .context("cannot use the silo")?,
+        #[cfg(feature = "ganeti")]
+        CloudConfig::Ganeti(site) => ganeti(site)?.check().await.context("cannot use the cluster")?,
     }
     Ok(())
 }
@@ -282,6 +290,23 @@ fn oxide(site: &OxideConfig, config: &Config) -> anyhow::Result<Oxide> {
         provider_id: config.provider.id.clone(),
     };
     Ok(Oxide::new(&settings)?)
+}
+
+#[cfg(feature = "ganeti")]
+fn ganeti(site: &GanetiConfig) -> anyhow::Result<Ganeti> {
+    let pin = site.certificate_sha256.as_deref().and_then(ganeti::Pin::parse);
+    let trust = match (pin, site.insecure) {
+        (Some(pin), _) => ganeti::Trust::Pinned(pin),
+        (None, true) => ganeti::Trust::Anybody,
+        (None, false) => ganeti::Trust::Authorities(site.ca_bundle.clone()),
+    };
+    let settings = ganeti::Settings {
+        endpoint: site.endpoint.clone(),
+        user: site.user.clone(),
+        password: site.password.clone(),
+        trust,
+    };
+    Ok(Ganeti::new(&settings)?)
 }
 
 fn parts<C: Cloud>(cloud: C, config: &Config) -> anyhow::Result<Parts<C>> {

@@ -9,6 +9,8 @@ mod command_line;
 mod conformance;
 mod cosi;
 mod crash;
+#[cfg(feature = "ganeti")]
+mod ganeti;
 mod house;
 mod planner;
 mod stories;

@@ -1,0 +1,254 @@
+//! Whole machines on the real cluster: up, down, and through every death of the daemon.
+
+use std::sync::Arc;
+
+use omni_infra_provider::omni::kinds::Stage;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::cluster::Cluster;
+use super::world::{Fate, World};
+
+/// Provider data of a machine that fits anywhere.
+pub(crate) const CLASS: &str = "\
+disk_template: file
+disk_size: 16
+memory: 64
+hypervisor: fake
+iallocator: hail
+nics:
+  - {network: net1, ip: pool}
+";
+
+/// Worlds that live beside each other on the cluster, which runs twenty jobs at once.
+const WORLDS: usize = 6;
+
+/// A name that no earlier run used.
+pub(crate) fn fresh(name: &str) -> String {
+    format!("{name}-{:06x}", rand::random::<u32>() & 0xff_ffff)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_come_join_and_go_and_nothing_is_left() {
+    let Some(cluster) = Cluster::find() else { return };
+    let mut world = World::start(cluster).await;
+    let names: Vec<String> = (0..3).map(|_| fresh("story")).collect();
+    for name in &names {
+        world.request(name, CLASS);
+    }
+    for name in &names {
+        world.until_joined(name).await;
+        let uuid = world.cluster.instance(name, "uuid").await.unwrap();
+        assert_eq!(world.status(name).id, uuid, "{world}");
+        assert_eq!(world.status(name).stage, Stage::Provisioned);
+        let patches = format!("{:?}", world.omni.everything());
+        assert!(
+            patches.contains(&format!("ganeti://{uuid}")),
+            "the kubelet is told its node's provider ID"
+        );
+    }
+    for name in &names[1..] {
+        world.end(name).await;
+    }
+    assert!(world.cluster.instance(&names[0], "name").await.is_some());
+    world.end(&names[0]).await;
+    for name in &names {
+        world.assert_nothing_left(name).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nameservers_are_in_the_image_and_in_a_patch() {
+    let Some(cluster) = Cluster::find() else { return };
+    let mut world = World::without_daemon(cluster).await;
+    world.nameservers = vec!["10.0.0.1".parse().unwrap()];
+    world.start_daemon();
+    let name = fresh("names");
+    world.request(&name, CLASS);
+    world.until_joined(&name).await;
+    let args = super::world::kernel_args(&world.omni).unwrap();
+    let inline = args
+        .split(' ')
+        .find_map(|arg| arg.strip_prefix("talos.config.inline="))
+        .unwrap();
+    use base64::Engine as _;
+    let frame = base64::engine::general_purpose::STANDARD.decode(inline).unwrap();
+    let text = String::from_utf8_lossy(&frame);
+    assert!(
+        text.contains("kind: ResolverConfig") && text.contains("10.0.0.1"),
+        "{text}"
+    );
+    assert!(!args.contains(&name), "an image serves all machines: {args}");
+    assert!(format!("{:?}", world.omni.everything()).contains(&format!("nameservers-{name}")));
+    world.end(&name).await;
+    world.assert_nothing_left(&name).await;
+}
+
+/// A whole life in which the k-th call that changes something meets its fate; false if there are fewer.
+async fn live(cluster: Cluster, k: usize, fate: Fate) -> bool {
+    let mut world = World::start(cluster).await;
+    let name = fresh("crash");
+    world.doom(k, fate);
+    world.request(&name, CLASS);
+    world.until_joined(&name).await;
+    let uuid = world.cluster.instance(&name, "uuid").await;
+    assert_eq!(uuid.as_deref(), Some(world.status(&name).id.as_str()), "{world}");
+    world.end(&name).await;
+    world.assert_nothing_left(&name).await;
+    world.struck().is_some()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_call_is_the_daemons_last_there_is_one_machine_and_nothing_afterwards() {
+    let Some(cluster) = Cluster::find() else { return };
+    let permits = Arc::new(Semaphore::new(WORLDS));
+    let mut lives = JoinSet::new();
+    // More than any life has; the ones behind its end are over quickly and say so.
+    for k in 1..=24 {
+        for fate in [Fate::DiesBefore, Fate::DiesAfter, Fate::AnswerLost] {
+            let (permits, cluster) = (permits.clone(), cluster.clone());
+            lives.spawn(async move {
+                let _permit = permits.acquire_owned().await.unwrap();
+                (k, fate, live(cluster, k, fate).await)
+            });
+        }
+    }
+    let (mut points, mut last) = (0, 0);
+    while let Some(lived) = lives.join_next().await {
+        let (k, _, struck) = lived.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        if struck {
+            points += 1;
+            last = last.max(k);
+        }
+    }
+    println!("{points} points, the last of them call {last}");
+    assert!(
+        points > 30,
+        "the story is shorter than it should be: {points} points"
+    );
+    assert!(last < 24, "the story is longer than what was tried");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_was_away_while_its_job_ran_goes_on() {
+    let Some(cluster) = Cluster::find() else { return };
+    let mut world = World::start(cluster).await;
+    let name = fresh("away");
+    // Its installation takes three seconds.
+    world.request(&name, &format!("{CLASS}os_type: omni-slow\n"));
+    world.die_after("POST /2/instances").await;
+    // The job makes the instance without us.
+    world.cluster.ended_job(&format!("INSTANCE_CREATE({name})")).await;
+    world.until_joined(&name).await;
+    assert_eq!(
+        world.to_string().matches("POST /2/instances").count(),
+        1,
+        "{world}"
+    );
+    world.end(&name).await;
+    world.assert_nothing_left(&name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_whose_job_was_archived_meanwhile_does_no_harm() {
+    let Some(cluster) = Cluster::find() else { return };
+    let mut world = World::start(cluster).await;
+    let name = fresh("archived");
+    world.request(&name, CLASS);
+    world.die_after("POST /2/instances").await;
+    let job = world.cluster.ended_job(&format!("INSTANCE_CREATE({name})")).await;
+    world.cluster.gnt(&["gnt-job", "archive", &job]).await;
+    world.until_joined(&name).await;
+    world.end(&name).await;
+    world.assert_nothing_left(&name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_teardown_that_meets_an_unfinished_creation_leaves_nothing() {
+    let Some(cluster) = Cluster::find() else { return };
+    let mut world = World::start(cluster).await;
+    let name = fresh("early");
+    world.request(&name, &format!("{CLASS}os_type: omni-slow\n"));
+    let created = |world: &World| world.to_string().contains("POST /2/instances");
+    world.until("the creation", created).await;
+    world.end(&name).await;
+    world.assert_nothing_left(&name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strangers_instance_is_told_and_never_touched() {
+    let Some(cluster) = Cluster::find() else { return };
+    let mut world = World::start(cluster).await;
+    let name = fresh("taken");
+    world.cluster.add(&name, &[]).await;
+    // A short name expands to this one: RAPI would take the one for the other.
+    let short = fresh("short");
+    let long = format!("{short}.example.org");
+    world.cluster.add(&long, &[]).await;
+    world.request(&name, CLASS);
+    world.request(&short, CLASS);
+    world
+        .until("it is told", |world| {
+            world.status(&name).error.contains("its name is taken")
+        })
+        .await;
+    world.until_joined(&short).await;
+    world.end(&short).await;
+    world.end(&name).await;
+    assert!(world.cluster.instance(&name, "name").await.is_some());
+    assert!(world.cluster.instance(&long, "name").await.is_some());
+    world.cluster.remove(&name).await;
+    world.cluster.remove(&long).await;
+}
+
+/// What the status of a request says in the end, whose class is so.
+async fn told(cluster: Cluster, change: &str, sign: &str) -> String {
+    let mut world = World::start(cluster).await;
+    let name = fresh("told");
+    // YAML takes no key twice: the change replaces the line of its key.
+    let key = change.split(':').next().unwrap();
+    let class: Vec<&str> = CLASS
+        .lines()
+        .filter(|line| !line.starts_with(key))
+        .filter(|line| key != "nics" || !line.starts_with("  -"))
+        .collect();
+    world.request(&name, &format!("{}\n{change}\n", class.join("\n")));
+    world
+        .until(sign, |world| {
+            let status = world.status(&name);
+            status.status.contains(sign) || status.error.contains(sign)
+        })
+        .await;
+    let line = world.status(&name).status;
+    world.end(&name).await;
+    world.assert_nothing_left(&name).await;
+    line
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_line_says_what_to_change() {
+    let Some(cluster) = Cluster::find() else { return };
+    cluster
+        .add("full-pool", &["--net", "0:network=tiny,ip=pool"])
+        .await;
+    let mut telling = JoinSet::new();
+    for (change, sign) in [
+        ("os_type: nosuch", "gnt-os list"),
+        ("os_type: omni-broken", "boom"),
+        ("memory: 900000", "memory"),
+        ("nics: [{network: nosuch, ip: pool}]", "gnt-network list"),
+        ("nics: [{network: tiny, ip: pool}]", "no free address"),
+        ("node_groups: [nosuch]", "gnt-group list"),
+        ("disk_template: plain", "disk_template"),
+        ("hypervisor_params: {nosuch: 1}", "nosuch"),
+    ] {
+        let cluster = cluster.clone();
+        telling.spawn(async move { format!("{change}: {}", told(cluster, change, sign).await) });
+    }
+    let lines = telling.join_all().await;
+    cluster.remove("full-pool").await;
+    println!("{}", lines.join("\n"));
+    for line in lines {
+        assert!(line.contains("next try within"), "{line}");
+    }
+}
