@@ -16,19 +16,26 @@ IMAGE_TAG ?= $(VERSION)$(if $(filter true,$(RELEASE)),,-$(COMMIT))
 IMAGE ?= $(IMAGE_REGISTRY)/$(IMAGE_NAME):$(IMAGE_TAG)
 # Certificate authorities that the image trusts: this machine's.
 CA_BUNDLE ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
+# How many schedules `make fuzz-schedules` plays.
+N ?= 10000
 # Arguments for `make dev`, for example ARGS="--nameserver 10.0.0.1".
 ARGS ?=
+
+# How long `make fuzz` works at each target, and at which ones.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BINARY := omni-infra-provider
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.1
 # The features that the container has: clouds, and no sandbox.
 IMAGE_FEATURES := --no-default-features --features oxide,ganeti
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 
 # The clouds, by their names on the command line.
 CLOUDS := oxide ganeti
@@ -50,6 +57,15 @@ test-ganeti: ## Run the tests on a real Ganeti, which this starts and stops (nee
 	eval "$$(tests/ganeti/cluster.sh env)"; \
 	GANETI_TEST=required cargo test --all-features --test main ganeti
 
+.PHONY: model
+model: ## Explore the planner's model without a bound, two daemons included (hours; gigabytes)
+	MODEL_STATES=0 cargo test --release --all-features --test main model:: -- --nocapture
+
+.PHONY: fuzz-schedules
+fuzz-schedules: ## Play N seeded schedules of faults and wishes, optimised, until one fails (N=1000000)
+	SCHEDULES=$(N) SCHEDULE_PROGRESS=1 cargo test --release --all-features --test main \
+		schedules_of_faults -- --nocapture
+
 .PHONY: check
 check: ## Check formatting, lints, dependencies, documentation and generated files
 	cargo fmt --check
@@ -62,6 +78,20 @@ check: ## Check formatting, lints, dependencies, documentation and generated fil
 	@for cloud in $(CLOUDS); do \
 		cargo run --quiet -- schema --cloud $$cloud | diff -u machine-classes/$$cloud.schema.json - \
 			|| { echo "machine-classes/$$cloud.schema.json is stale: run 'make schema'"; exit 1; }; \
+	done
+
+# Without a sanitizer, so that the stable compiler will do: there is no unsafe code here. Nothing that is found is new to the
+# corpus in the tree: inputs that reach new code are kept in the target folder.
+.PHONY: fuzz
+fuzz: ## Throw bad input at every door (FUZZ_SECONDS=60 each, FUZZ_TARGETS="...")
+	@cargo fuzz --version 2>/dev/null | grep -qx "cargo-fuzz $(CARGO_FUZZ_VERSION)" \
+		|| cargo install --locked cargo-fuzz --version $(CARGO_FUZZ_VERSION)
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/target/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --dev --sanitizer none $$target \
+			fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=1024 -malloc_limit_mb=512 -timeout=20 \
+			-print_final_stats=1; \
 	done
 
 .PHONY: fmt

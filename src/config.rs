@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::secret::Secret;
+use crate::words::one_line;
 
 mod parse;
 mod reader;
@@ -21,6 +22,9 @@ mod tests;
 
 use reader::Reader;
 use setting::Flags;
+
+/// Most characters of one fault: it may quote what stands in a file.
+const FAULT_CHARS: usize = 1000;
 
 /// All that the daemon runs with.
 #[derive(Debug, Clone)]
@@ -35,12 +39,23 @@ pub struct Config {
     pub nameservers: Vec<IpAddr>,
     /// How long after its start a machine may take to join.
     pub join_deadline: Duration,
+    /// What happens to instances that no machine request wants.
+    pub orphans: OrphanPolicy,
     /// The cloud, and how to reach it.
     pub cloud: CloudConfig,
     /// Certificate authorities, in PEM, to trust for the image factory besides the system's.
     pub factory_ca_bundle: Option<PathBuf>,
     /// What is logged, and how.
     pub log: LogConfig,
+}
+
+/// What happens to instances that no machine request wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrphanPolicy {
+    /// They are reported.
+    Report,
+    /// They are reported and deleted.
+    Delete,
 }
 
 /// How to reach Omni.
@@ -181,6 +196,9 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
     let join_deadline = reader
         .parsed(&setting::JOIN_DEADLINE, parse::join_deadline)
         .unwrap_or(Duration::from_secs(15 * 60));
+    let orphans = reader
+        .parsed(&setting::ORPHANS, parse::orphans)
+        .unwrap_or(OrphanPolicy::Report);
     let nameservers = reader.nameservers();
     let factory_ca_bundle = reader.ca_bundle(&setting::FACTORY_CA_BUNDLE);
     let id = reader.parsed(&setting::PROVIDER_ID, parse::provider_id);
@@ -203,13 +221,17 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Loa
                 concurrency,
                 nameservers,
                 join_deadline,
+                orphans,
                 cloud,
                 factory_ca_bundle,
                 log,
             };
             Ok(Loaded { config, warnings })
         }
-        _ => Err(Faults(faults)),
+        _ => {
+            let told = |fault: String| one_line(&fault, FAULT_CHARS);
+            Err(Faults(faults.into_iter().map(told).collect()))
+        }
     }
 }
 
@@ -240,6 +262,11 @@ impl fmt::Display for Config {
         };
         writeln!(f, "nameserver = {nameservers:?}")?;
         writeln!(f, "join_deadline = \"{}s\"", self.join_deadline.as_secs())?;
+        let orphans = match self.orphans {
+            OrphanPolicy::Report => "report",
+            OrphanPolicy::Delete => "delete",
+        };
+        writeln!(f, "orphans = {orphans:?}")?;
         writeln!(f, "log = {:?}", self.log.filter)?;
         writeln!(f, "log_format = {format:?}")?;
         writeln!(f, "\n[omni]\nendpoint = {:?}", self.omni.endpoint)?;

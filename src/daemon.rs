@@ -22,17 +22,19 @@ use crate::cloud::{Cloud, ErrorKind, Guarded, Timestamp};
 use crate::config::GanetiConfig;
 #[cfg(feature = "oxide")]
 use crate::config::OxideConfig;
-use crate::config::{CloudConfig, Config};
+use crate::config::{CloudConfig, Config, OrphanPolicy};
 use crate::engine::clock::Clock;
 use crate::engine::download;
 use crate::engine::health::{self, Health};
 use crate::engine::imports::Imports;
 use crate::engine::inventory::Inventory;
+use crate::engine::orphans::Policy;
 use crate::engine::queue::Queue;
 use crate::engine::reconcile::{Engine, Identity};
 use crate::engine::stores::Stores;
-use crate::engine::{retry, workers};
+use crate::engine::{orphans, release, retry, workers};
 use crate::machine::Pace;
+use crate::machine::orphan::{Verdict, judge};
 use crate::omni::kinds::{InfraProviderStatusSpec, InfraProviderStatuses};
 use crate::omni::{Dial, IdentityError, Join, Omni, OmniError, OmniErrorKind, Settings};
 
@@ -52,6 +54,8 @@ pub struct Parts<C> {
     pub concurrency: usize,
     /// Intervals and deadlines.
     pub pace: Pace,
+    /// What happens to instances that no request wants.
+    pub orphans: Policy,
 }
 
 /// Signals that follow each other faster than this are one.
@@ -89,6 +93,7 @@ pub async fn serve<C: Cloud>(parts: Parts<C>, stop: CancellationToken) -> Result
         nameservers,
         concurrency,
         pace,
+        orphans: policy,
     } = parts;
     let state = omni.state.clone();
     let clock = Clock::start();
@@ -162,6 +167,7 @@ pub async fn serve<C: Cloud>(parts: Parts<C>, stop: CancellationToken) -> Result
         queue.push(&key);
     }
 
+    background.spawn(orphans::run(engine.clone(), policy));
     let mut working = JoinSet::new();
     working.spawn(workers::run(engine, concurrency, stop.clone()));
     tokio::select! {
@@ -258,6 +264,108 @@ pub async fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Something that carries our mark and that no request wants, for a person.
+#[derive(Debug)]
+pub struct OrphanRow {
+    /// Where it is.
+    pub scope: String,
+    /// The instance's name.
+    pub name: String,
+    /// The vendor's ID; `None` for what is left of an instance.
+    pub id: Option<String>,
+    /// The machine request that it was made for, where its mark says so.
+    pub request: Option<String>,
+    /// Why no request wants it; `None` where Omni could not be asked whether one does.
+    pub verdict: Option<Verdict>,
+}
+
+/// What carries our mark and no request wants.
+#[derive(Debug)]
+pub struct OrphanList {
+    /// Everything of it; everything with our mark where Omni could not be asked.
+    pub rows: Vec<OrphanRow>,
+    /// Why Omni could not be asked.
+    pub omni: anyhow::Result<()>,
+}
+
+/// Lists what carries our mark and no request wants, without changing anything.
+///
+/// # Errors
+///
+/// What could not be seen of the cloud.
+pub async fn orphans(config: &Config) -> anyhow::Result<OrphanList> {
+    let omni = omni(config)?;
+    match &config.cloud {
+        #[cfg(feature = "oxide")]
+        CloudConfig::Oxide(site) => rows(&omni, &oxide(site, config)?).await,
+        #[cfg(feature = "ganeti")]
+        CloudConfig::Ganeti(site) => rows(&omni, &ganeti(site)?).await,
+    }
+}
+
+async fn rows<C: Cloud>(omni: &Omni, cloud: &C) -> anyhow::Result<OrphanList> {
+    let survey = orphans::survey(cloud, omni.state.provider()).await?;
+    let word = orphans::ask::<C>(&omni.state).await;
+    let judged = survey.marked.into_iter().map(|(scope, marked)| OrphanRow {
+        scope: scope.to_string(),
+        verdict: word
+            .as_ref()
+            .ok()
+            .map(|word| judge(&scope, &marked, &word.answerable, &word.released)),
+        name: marked.name,
+        id: marked.id,
+        request: marked.mark.map(|mark| mark.request),
+    });
+    Ok(OrphanList {
+        rows: judged
+            .filter(|row| row.verdict != Some(Verdict::Wanted))
+            .collect(),
+        omni: word.map(drop).context(
+            "Omni could not be asked what it wants: the list is of everything with this provider's mark",
+        ),
+    })
+}
+
+/// What was given back, for a person.
+#[derive(Debug)]
+pub struct GivenBack {
+    /// Scope, name and, where it is known, the vendor's ID of each.
+    pub instances: Vec<(String, String, Option<String>)>,
+    /// Why the cloud could not be seen, if so.
+    pub unseen: Option<String>,
+}
+
+/// Gives an instance back to the operator.
+///
+/// # Errors
+///
+/// Why it cannot be.
+pub async fn release(config: &Config, name: &str, scope: Option<&str>) -> anyhow::Result<GivenBack> {
+    let omni = omni(config)?;
+    match &config.cloud {
+        #[cfg(feature = "oxide")]
+        CloudConfig::Oxide(site) => give_back(&omni, &oxide(site, config)?, name, scope).await,
+        #[cfg(feature = "ganeti")]
+        CloudConfig::Ganeti(site) => give_back(&omni, &ganeti(site)?, name, scope).await,
+    }
+}
+
+async fn give_back<C: Cloud>(
+    omni: &Omni,
+    cloud: &C,
+    name: &str,
+    scope: Option<&str>,
+) -> anyhow::Result<GivenBack> {
+    let released = release::release(&omni.state, cloud, name, scope).await?;
+    let instances = released.releases.into_iter();
+    Ok(GivenBack {
+        instances: instances
+            .map(|release| (release.scope.to_string(), release.name, release.id))
+            .collect(),
+        unseen: released.unseen.map(|error| error.to_string()),
+    })
+}
+
 fn omni(config: &Config) -> anyhow::Result<Omni> {
     let settings = Settings {
         endpoint: config.omni.endpoint.clone(),
@@ -330,6 +438,10 @@ fn parts<C: Cloud>(cloud: C, config: &Config) -> anyhow::Result<Parts<C>> {
         pace: Pace {
             join: config.join_deadline,
             ..Pace::default()
+        },
+        orphans: match config.orphans {
+            OrphanPolicy::Report => Policy::Report,
+            OrphanPolicy::Delete => Policy::Delete,
         },
     })
 }

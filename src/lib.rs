@@ -16,6 +16,7 @@ pub mod sandbox;
 pub mod secret;
 pub mod talos;
 pub mod telemetry;
+pub mod words;
 
 /// The version of this program, from the file `VERSION`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -4,6 +4,9 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use expect_test::expect;
+use omni_infra_provider::engine::health::ANNOTATION_INSTALLATION;
+use omni_infra_provider::omni::kinds::{InfraProviderStatuses, MachineRequests};
+use omni_infra_provider::sandbox::{PROJECT, Ports, Sandbox, SandboxOptions};
 
 /// A secret that no output may show.
 const CANARY: &str = "c4n4ry";
@@ -124,6 +127,7 @@ fn check_prints_the_settings_without_secrets() {
     expect![[r#"
         nameserver = ["10.0.0.1"]
         join_deadline = "900s"
+        orphans = "report"
         log = "off"
         log_format = "json"
 
@@ -262,4 +266,118 @@ fn no_filter_makes_other_crates_print_the_key_that_they_parse() {
         let told: Vec<&str> = errors.lines().filter(|line| line.contains("pgp::")).collect();
         assert!(told.is_empty(), "{told:#?}");
     }
+}
+
+/// A sandbox in this process, for the binary to talk to.
+async fn with_sandbox(tell: impl AsyncFnOnce(&Sandbox, &[(&str, &str)])) {
+    let options = SandboxOptions {
+        ports: Ports::FREE,
+        ..SandboxOptions::default()
+    };
+    let (sandbox, doors) = Sandbox::open(&options).await.unwrap();
+    let environment = sandbox.environment();
+    let environment: Vec<(&str, &str)> = environment
+        .iter()
+        .map(|(name, value)| (*name, value.expose()))
+        .collect();
+    tokio::select! {
+        served = sandbox.serve(doors) => served.unwrap(),
+        () = tell(&sandbox, &environment) => {}
+    }
+}
+
+/// Runs the binary beside a sandbox in this process.
+async fn run_beside(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let owned = |text: &&str| (*text).to_owned();
+    let arguments: Vec<String> = arguments.iter().map(owned).collect();
+    let environment: Vec<(String, String)> = environment
+        .iter()
+        .map(|(name, value)| (owned(name), owned(value)))
+        .collect();
+    let running = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let environment: Vec<(&str, &str)> = environment
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        run(&arguments, &environment, "")
+    });
+    running.await.unwrap()
+}
+
+#[tokio::test]
+async fn orphans_are_listed_with_their_reasons_and_given_back() {
+    with_sandbox(async |sandbox, environment| {
+        let (code, out, errors) = run_beside(&["orphans"], environment).await;
+        assert_eq!((code, out.as_str()), (Some(1), ""), "before the provider has registered: {errors}");
+
+        let mut daemon = tokio::process::Command::new(env!("CARGO_BIN_EXE_omni-infra-provider"))
+            .env_clear()
+            .envs(environment.iter().copied())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let omni = sandbox.omni.as_ref().unwrap();
+        let registered = omni.until(|omni| omni.get::<InfraProviderStatuses>("oxide", "oxide"));
+        let registration = registered.await;
+        let installation = &registration.metadata.annotations[ANNOTATION_INSTALLATION];
+        daemon.kill().await.unwrap();
+        let (code, out, errors) = run_beside(&["orphans"], environment).await;
+        assert_eq!((code, out.as_str()), (Some(0), ""));
+        assert!(errors.starts_with("nothing is orphaned"), "{errors}");
+
+        let sentence = "Managed by the Oxide Omni infrastructure provider (oxide).";
+        let plant = |name: &str, description: &str| {
+            sandbox.oxide.plant_instance(PROJECT, name, description).unwrap();
+        };
+        plant("lost", &format!("{sentence} request=lost installation={installation}"));
+        plant("old", &format!("{sentence} request=old installation=before"));
+        plant("theirs", sentence);
+        plant("database", "not ours");
+        let (code, out, errors) = run_beside(&["orphans"], environment).await;
+        let words: Vec<String> = out
+            .lines()
+            .skip(1)
+            .map(|line| {
+                let words: Vec<&str> = line.split("   ").map(str::trim).filter(|word| !word.is_empty()).collect();
+                [words[0], words[1], words[3], words[4]].join(" | ")
+            })
+            .collect();
+        expect![[r#"
+            talos | lost | lost | no machine request in Omni
+            talos | old | old | made for another Omni account, or before this provider was created anew: never touched
+            talos | theirs | - | made by the Go provider, for no request that Omni has: never touched"#]]
+        .assert_eq(&words.join("\n"));
+        assert_eq!(code, Some(0), "{errors}");
+
+        let (code, out, errors) = run_beside(&["release", "lost"], environment).await;
+        assert_eq!(code, Some(0), "{errors}");
+        assert!(out.starts_with("lost (ID ") && out.ends_with(" in talos is yours: the provider never touches it again\n"), "{out}");
+        let (_, out, _) = run_beside(&["orphans"], environment).await;
+        assert!(out.contains("released to you: never touched again"), "{out}");
+
+        // Its account is gone: what carries the mark is listed all the same.
+        let mut without: Vec<(&str, &str)> = environment.to_vec();
+        without.retain(|(name, _)| *name != "OMNI_ENDPOINT");
+        without.push(("OMNI_ENDPOINT", "http://127.0.0.1:1"));
+        let (code, out, errors) = run_beside(&["orphans"], &without).await;
+        assert!(code == Some(1) && errors.contains("Omni could not be asked"), "{code:?}: {errors}");
+        assert_eq!(out.lines().filter(|line| line.contains("Omni could not be asked")).count(), 3, "{out}");
+
+        for (name, fault) in [
+            ("old", "error: old: made for another Omni account, or before this provider was created anew"),
+            ("database", "error: neither Omni nor the cloud has database"),
+        ] {
+            let (code, _, errors) = run_beside(&["release", name], environment).await;
+            assert!(code == Some(1) && errors.starts_with(fault), "{code:?}: {errors}");
+        }
+        sandbox.scale("web", 1);
+        let wanted = omni
+            .until(|omni| Some(omni.list::<MachineRequests>("oxide").first()?.id().to_owned()))
+            .await;
+        let (code, _, errors) = run_beside(&["release", &wanted], environment).await;
+        assert!(code == Some(1) && errors.contains("is wanted by a machine request that runs"), "{errors}");
+    })
+    .await;
 }

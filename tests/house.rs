@@ -12,19 +12,23 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     // The mind. Of Omni it knows plain structs alone.
     ("talos", &["cloud", "omni::kinds", "secret"]),
-    ("machine", &["cloud", "omni::kinds", "omni::resource", "talos"]),
+    (
+        "machine",
+        &["cloud", "omni::kinds", "omni::resource", "talos", "words"],
+    ),
     // The contract, and those who keep it.
     ("cloud", &[]),
-    ("backends", &["cloud", "config", "secret"]),
+    ("backends", &["cloud", "config", "secret", "words"]),
     // The hands. The wire's own types stay in `omni`.
     (
         "engine",
         &["cloud", "machine", "omni", "secret", "talos", "telemetry"],
     ),
-    ("omni", &["cloud", "secret"]),
+    ("omni", &["cloud", "secret", "words"]),
     ("secret", &[]),
+    ("words", &[]),
     ("telemetry", &["config"]),
-    ("config", &["cloud::class", "secret", "telemetry"]),
+    ("config", &["cloud::class", "secret", "telemetry", "words"]),
 ];
 
 /// Words that may stand in code of some modules only.
@@ -366,7 +370,7 @@ fn quoted(text: &str) -> Vec<String> {
 
 #[test]
 fn documents_name_only_files_that_exist() {
-    let roots = ["src/", "tests/", "proto/", "machine-classes/", ".ci/"];
+    let roots = ["src/", "tests/", "fuzz/", "proto/", "machine-classes/", ".ci/"];
     let mut wrong = Vec::new();
     for (document, text) in documents() {
         let links = text
@@ -637,4 +641,67 @@ fn the_container_is_what_the_makefile_stages() {
         assert!(makefile.contains(&staged), "{file}");
     }
     assert!(containerfile.contains("\nFROM scratch\n") && containerfile.contains("\nUSER 65532"));
+}
+
+/// The names of all tests in a folder, as `cargo test` would print them but for what macros make of them: the last part of a path.
+fn test_names() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for path in files("src", "rs").into_iter().chain(files("tests", "rs")) {
+        let text = fs::read_to_string(&path).unwrap();
+        // An attribute or, in a suite for several servers, a macro stands before it.
+        for (_, rest) in text
+            .match_indices("fn ")
+            .map(|(at, found)| (at, &text[at + found.len()..]))
+        {
+            let name: String = rest
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
+            let module = path.with_extension("");
+            let parts: Vec<&str> = module.iter().skip(1).map(|part| part.to_str().unwrap()).collect();
+            for part in &parts {
+                names.insert(format!("{part}::{name}"));
+            }
+            names.insert(name);
+        }
+    }
+    names
+}
+
+#[test]
+fn every_fault_of_the_field_has_a_test_or_a_reason() {
+    let faults = fs::read_to_string("FAULTS.adoc").unwrap();
+    let names = test_names();
+    let mut numbers = BTreeSet::new();
+    for row in faults.split("\n| ").skip(1) {
+        let Some(number) = row
+            .split(' ')
+            .next()
+            .and_then(|number| number.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        numbers.insert(number);
+    }
+    assert_eq!(numbers, (1..=65).collect(), "every fault has its row");
+    let paths = faults
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.contains("::"));
+    for path in paths {
+        let parts: Vec<&str> = path.split("::").collect();
+        let (name, module) = (parts[parts.len() - 1], parts[0]);
+        let known =
+            names.contains(&format!("{module}::{name}")) || names.contains(&format!("{}::{name}", parts[1]));
+        let is_constant =
+            name.chars().next().is_some_and(char::is_uppercase) || parts.len() == 2 && module == "Pace";
+        assert!(
+            known || is_constant,
+            "FAULTS.adoc names {path}, and there is no such test"
+        );
+    }
+    let reasons = faults.matches("cannot happen").count();
+    let empty = faults.matches("\n| -").count();
+    assert_eq!(reasons, empty, "a fault without a test has a reason");
 }

@@ -5,14 +5,19 @@
     clippy::indexing_slicing,
     reason = "tests"
 )]
+mod bad_input;
 mod command_line;
 mod conformance;
 mod cosi;
 mod crash;
 #[cfg(feature = "ganeti")]
 mod ganeti;
+mod guard;
 mod house;
+mod model;
+mod orphans;
 mod planner;
+mod schedules;
 mod stories;
 mod support;
 mod upstream;

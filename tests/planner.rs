@@ -71,9 +71,12 @@ fn claimed() -> Observed<Zone> {
         image: ImageSeen::Present,
         failures: BTreeMap::new(),
         created: None,
+        unsettled: None,
         deleting: None,
         ended: false,
         teardown_seen: None,
+        torn_down: false,
+        claim_lost: false,
         running_since: None,
         last_running: None,
         lease: false,
@@ -242,6 +245,16 @@ fn r4_with_several_scopes_all_are_known_before_one_is_claimed() {
 }
 
 #[test]
+fn r4_a_claim_that_vanished_is_written_anew_only_for_a_request_that_is_still_there() {
+    let mut seen = claimed();
+    seen.status = None;
+    seen.claim_lost = true;
+    asks(&run_goal(), &seen, Ask::Request);
+    seen.request_confirmed = true;
+    acts(&run_goal(), &seen, Action::WriteClaim { scopes: vec![a()] });
+}
+
+#[test]
 fn r5_what_cannot_be_seen_moves_nothing() {
     let mut seen = claimed();
     seen.scopes = vec![(a(), unknown())];
@@ -356,6 +369,24 @@ fn r12_the_next_scope_needs_the_lease_and_a_find_in_every_claimed_one() {
         },
     )];
     asks(&goal, &seen, Ask::InstanceByFind);
+}
+
+#[test]
+fn r12_the_next_scope_waits_for_a_creation_that_has_no_answer() {
+    let pace = Pace::default();
+    let goal = Goal::Run {
+        scopes: vec![a(), zone("b")],
+    };
+    let mut seen = claimed();
+    seen.lease = true;
+    seen.created = Some(Created::Failed(ErrorKind::Exhausted));
+    seen.unsettled = Some(NOW);
+    acts(&goal, &seen, Action::CreateInstance { scope: a() });
+    let Decision::Plan(later) = plan(&goal, &seen, NOW.after(pace.settle), &pace) else {
+        unreachable!()
+    };
+    let scopes = vec![a(), zone("b")];
+    assert_eq!(later.action, Some(Action::WriteClaim { scopes }));
 }
 
 #[test]
@@ -487,6 +518,7 @@ fn drained() -> Observed<Zone> {
     status(&mut seen).tearing_down = true;
     status(&mut seen).held = false;
     seen.teardown_seen = Some(NOW);
+    seen.torn_down = true;
     seen
 }
 
@@ -545,6 +577,25 @@ fn t5_the_instance_is_deleted_by_its_vendor_id_and_leftovers_without() {
     acts(&tear_down(), &seen, action);
     seen.scopes = vec![(a(), known(Found::Remains { since: None }))];
     acts(&GONE, &seen, Action::DeleteInstance { scope: a(), id: None });
+}
+
+#[test]
+fn t5_of_a_request_that_vanished_without_a_teardown_nothing_is_deleted_for_a_while() {
+    let mut seen = drained();
+    seen.torn_down = false;
+    for found in [instance(InstanceState::Running), Found::Remains { since: None }] {
+        seen.scopes = vec![(a(), known(found))];
+        waits(&GONE, &seen, Finding::Keep);
+        let late = NOW.after(Pace::default().orphan_age);
+        let deletes = |plan: Plan<Zone>| matches!(plan.action, Some(Action::DeleteInstance { .. }));
+        let Decision::Plan(then) = plan(&GONE, &seen, late, &Pace::default()) else {
+            panic!("a question");
+        };
+        assert!(deletes(then));
+        // What is held by our finalizer, or was made anew under the same ID, does not wait.
+        assert!(deletes(planned(&tear_down(), &seen)));
+        assert!(deletes(planned(&Goal::Gone { superseded: true }, &seen)));
+    }
 }
 
 #[test]
@@ -608,6 +659,16 @@ fn t6_what_never_ran_settles_first_since_a_creation_may_still_land() {
         unreachable!()
     };
     assert_eq!(plan.action, Some(Action::DestroyStatus));
+}
+
+#[test]
+fn t6_a_registration_alone_does_not_settle_it_since_no_creation_asks_for_it() {
+    let mut seen = drained();
+    status(&mut seen).ran = false;
+    seen.registered = true;
+    assert_eq!(planned(&tear_down(), &seen).action, None);
+    status(&mut seen).stage = Stage::Provisioned;
+    acts(&tear_down(), &seen, Action::DestroyStatus);
 }
 
 #[test]
@@ -918,6 +979,8 @@ fn any_world() -> impl Strategy<Value = World> {
             seen.image = image;
             seen.scopes = vec![(a(), scope)];
             seen.teardown_seen = Some(NOW);
+            seen.torn_down = flags[2];
+            seen.claim_lost = flags[4];
             if flags[4] {
                 seen.missing_patches = vec!["provider-id-web-x7k".to_owned()];
             }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use expect_test::expect;
 use omni_infra_provider::cloud::{ErrorKind, InstanceState};
-use omni_infra_provider::omni::kinds::Stage;
-use omni_infra_provider::sandbox::omni::Rpc;
+use omni_infra_provider::engine::observe::ANNOTATION_PLACEMENT;
+use omni_infra_provider::omni::kinds::{InfraProviderHealthStatuses, MachineRequestStatuses, Stage};
+use omni_infra_provider::sandbox::omni::{Rpc, Stored, types};
 use tokio::time::sleep;
 
 use crate::support::World;
@@ -69,7 +70,7 @@ async fn a_request_becomes_a_running_machine_and_goes_with_its_request() {
     "#]],
     );
     world.assert_nothing_left();
-    assert_eq!(world.sim.images(), 1);
+    assert_eq!(world.cloud.images(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -174,7 +175,7 @@ async fn a_request_deleted_while_importing_leaves_nothing_and_the_import_goes_on
     "#]],
     );
     world.assert_nothing_left();
-    assert_eq!(world.sim.images(), 1);
+    assert_eq!(world.cloud.images(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,7 +223,7 @@ async fn a_bad_class_is_said_before_anything_is_created() {
 #[tokio::test(start_paused = true)]
 async fn a_strangers_instance_of_the_same_name_is_never_adopted_and_never_deleted() {
     let world = World::start().await;
-    world.sim.plant_foreign("a", "web");
+    world.cloud.plant_foreign("a", "web");
     world.request("web");
     world.settle().await;
     let status = world.status("web");
@@ -240,7 +241,7 @@ async fn a_vanished_instance_is_reported_and_not_made_anew() {
     world.request("web");
     world.settle().await;
     world.forget_trace();
-    world.sim.vanish("a", "web");
+    world.cloud.vanish("a", "web");
     world
         .until("FAILED", |world| world.status("web").stage == Stage::Failed)
         .await;
@@ -261,12 +262,27 @@ async fn a_vanished_instance_is_reported_and_not_made_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_machine_of_an_earlier_request_with_the_same_id_is_not_taken_for_this_ones() {
+    let world = World::start().await;
+    let uuid = "00000000-0000-4000-8000-0000000000ff";
+    let registration = Stored::new(types::INFRA, types::REGISTRATIONS, uuid)
+        .label(types::LABEL_PROVIDER, PROVIDER)
+        .label(types::LABEL_REQUEST, "web");
+    world.omni.put_raw(registration);
+    sleep(Duration::from_secs(1)).await;
+    world.request("web");
+    world.settle().await;
+    assert_eq!(world.status("web").stage, Stage::Provisioned, "{world}");
+    assert_eq!(world.instances(), ["web"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stopped_instance_is_reported_and_left_alone() {
     let world = World::start().await;
     world.request("web");
     world.settle().await;
     world.forget_trace();
-    world.sim.stop("a", "web");
+    world.cloud.stop("a", "web");
     world
         .until("FAILED", |world| world.status("web").stage == Stage::Failed)
         .await;
@@ -274,7 +290,7 @@ async fn a_stopped_instance_is_reported_and_left_alone() {
     world.assert_count("web", "start instance", 0);
     expect!["the instance is stopped · it was running and was stopped outside of Omni · start it in the cloud, or replace this request"].assert_eq(&world.status("web").error);
     assert_eq!(
-        world.sim.instances(),
+        world.cloud.instances(),
         [("a".to_owned(), "web".to_owned(), InstanceState::Stopped)]
     );
 }
@@ -365,7 +381,7 @@ async fn a_cloud_that_hides_its_project_loses_no_machine() {
     let world = World::start().await;
     world.request("web");
     world.settle().await;
-    world.sim.set_blind(true);
+    world.cloud.set_blind(true);
     world.tear_down("web");
     world.settle().await;
     assert_eq!(world.instances(), ["web"]);
@@ -376,7 +392,7 @@ async fn a_cloud_that_hides_its_project_loses_no_machine() {
             .get::<omni_infra_provider::omni::kinds::MachineRequestStatuses>(PROVIDER, "web")
             .is_some()
     );
-    world.sim.set_blind(false);
+    world.cloud.set_blind(false);
     world.until("the end", |world| world.instances().is_empty()).await;
     world.settle().await;
     world.assert_nothing_left();
@@ -402,7 +418,7 @@ async fn nameservers_reach_the_machine_twice() {
     world.request("web");
     world.request_of("own", "nameservers: [fd00::53]");
     world.settle().await;
-    let user_data = |name| String::from_utf8(world.sim.user_data("a", name).unwrap().0).unwrap();
+    let user_data = |name| String::from_utf8(world.cloud.user_data("a", name).unwrap().0).unwrap();
     assert!(user_data("web").contains("kind: ResolverConfig\nnameservers:\n    - address: 10.0.0.53\n"));
     assert!(user_data("own").contains("fd00::53") && !user_data("own").contains("10.0.0.53"));
     let patches = world
@@ -446,7 +462,7 @@ async fn a_daemon_that_is_told_to_stop_finishes_what_it_began() {
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_seen_is_asked_for_at_its_time_and_not_at_every_event() {
     let world = World::start().await;
-    world.sim.set_blind(true);
+    world.cloud.set_blind(true);
     world.request("web");
     world
         .until("a cause", |world| {
@@ -457,7 +473,7 @@ async fn what_cannot_be_seen_is_asked_for_at_its_time_and_not_at_every_event() {
     world.assert_count("web", "find instance", 1);
     // The first write met Omni's own, its finalizer; the second stands.
     world.assert_count("web", "status: ", 2);
-    world.sim.set_blind(false);
+    world.cloud.set_blind(false);
     world
         .until("PROVISIONED", |world| {
             world.status("web").stage == Stage::Provisioned
@@ -480,4 +496,71 @@ async fn an_omni_that_goes_before_a_creation_is_not_asked_in_a_circle() {
     world.settle().await;
     assert_eq!(world.status("web").stage, Stage::Provisioned, "{world}");
     world.assert_count("web", "create instance", 1);
+}
+
+fn health(world: &World) -> String {
+    let health = world.omni.get::<InfraProviderHealthStatuses>(PROVIDER, PROVIDER);
+    health.map(|health| health.spec.error).unwrap_or_default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_a_newer_version_wrote_is_left_alone() {
+    let mut world = World::start().await;
+    world.request("web");
+    world.settle().await;
+    world.stop_daemon().await;
+    let claim = r#"{"version":2}"#;
+    let kind = "MachineRequestStatuses.omni.sidero.dev";
+    let changed = world.omni.modify_raw("infra-provider", kind, "web", |status| {
+        status
+            .annotations
+            .insert(ANNOTATION_PLACEMENT.to_owned(), claim.to_owned());
+    });
+    changed.unwrap();
+    world.start_daemon().await;
+    world.forget_trace();
+    for goal in ["runs", "is torn down"] {
+        world.settle().await;
+        world.assert_trace("web", expect![""]);
+        assert_eq!(world.instances(), ["web"], "the request {goal}\n{world}");
+        expect!["web is stuck: its claim was written by a newer version of this provider: run that version"]
+            .assert_eq(&health(&world));
+        world.tear_down("web");
+    }
+    let status = world.omni.get::<MachineRequestStatuses>(PROVIDER, "web").unwrap();
+    assert_eq!(status.metadata.annotations[ANNOTATION_PLACEMENT], claim);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_is_refused_is_said_and_tried_again() {
+    let world = World::start().await;
+    world.request("web");
+    world.settle().await;
+    world.fail("delete instance", 2, ErrorKind::Rejected);
+    world.tear_down("web");
+    world.until("it is told", |world| !health(world).is_empty()).await;
+    expect!["web is stuck: cannot delete instance on sim: web: as told"].assert_eq(&health(&world));
+    assert_eq!(world.instances(), ["web"]);
+    world
+        .until("it is gone", |world| world.instances().is_empty())
+        .await;
+    world.settle().await;
+    world.assert_nothing_left();
+    assert_eq!(health(&world), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_somebody_deleted_is_brought_again() {
+    let world = World::start().await;
+    world.request("first");
+    world.settle().await;
+    world.cloud.forget_images();
+    world.request("second");
+    world
+        .until("it runs", |world| {
+            world.status("second").stage == Stage::Provisioned
+        })
+        .await;
+    assert_eq!(world.instances(), ["first", "second"], "{world}");
+    assert_eq!(world.cloud.images(), 1);
 }

@@ -12,6 +12,8 @@ use crate::config::setting::Flags;
 
 pub mod check;
 pub mod completions;
+pub mod orphans;
+pub mod release;
 pub mod run;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
@@ -55,6 +57,13 @@ enum Command {
     },
     /// Check a machine class, or its provider data alone, without asking anybody.
     Validate(validate::ValidateArgs),
+    /// List instances that carry this provider's mark and that no machine request wants.
+    Orphans {
+        #[command(flatten)]
+        flags: Flags,
+    },
+    /// Give an instance back: the provider never touches it again, and a teardown that waits for it goes on.
+    Release(release::ReleaseArgs),
     /// Print the JSON schema of the provider data.
     Schema(schema::SchemaArgs),
     /// Print a completion script for a shell.
@@ -73,6 +82,8 @@ pub fn main() -> ExitCode {
         Some(Command::Run { flags }) => run::run(&flags),
         Some(Command::Check { flags }) => check::check(&flags),
         Some(Command::Validate(arguments)) => validate::validate(&arguments),
+        Some(Command::Orphans { flags }) => orphans::orphans(&flags),
+        Some(Command::Release(arguments)) => release::release(&arguments),
         Some(Command::Schema(arguments)) => schema::schema(&arguments),
         Some(Command::Completions(arguments)) => completions::completions(&arguments),
         #[cfg(feature = "sandbox")]

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{ClassRules, CloudName, complain, print};
 use crate::cloud::class::did_you_mean;
+use crate::words::one_line;
 
 /// The kinds of Omni resources that hold provider data, and the path to it.
 const MACHINE_CLASS: &str = "MachineClasses.omni.sidero.dev";
@@ -20,6 +21,8 @@ const AUTO_PROVISION: [&str; 5] = [
     "providerdata",
     "grpctunnel",
 ];
+/// Most characters of one fault: it may quote what stands in the file.
+const FAULT_CHARS: usize = 1000;
 /// Omni's own limits on the kernel arguments of a class.
 const MAX_KERNEL_ARGS: usize = 64;
 /// In bytes.
@@ -44,7 +47,7 @@ pub(super) fn validate(arguments: &ValidateArgs) -> ExitCode {
             Ok(faults) => {
                 code = ExitCode::FAILURE;
                 for fault in faults {
-                    complain(format_args!("{name}: {fault}"));
+                    complain(format_args!("{name}: {}", one_line(&fault, FAULT_CHARS)));
                 }
             }
             Err(error) => {

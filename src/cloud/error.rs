@@ -31,6 +31,12 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Whether a mutation that failed so may have taken effect, or may yet.
+    #[must_use]
+    pub fn outcome_unknown(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Unexpected)
+    }
+
     /// The label of this kind in logs and metrics.
     #[must_use]
     pub fn label(self) -> &'static str {

@@ -1,19 +1,21 @@
-//! What every verb of every cloud is wrapped in: a deadline, a bound on calls at once, a pause when told to slow down, a log line.
+//! What every verb of every cloud is wrapped in: a deadline, a bound on calls at once, the rate that the site takes, a pause when told to slow down, a log line.
 //!
 //! *Not here.* When to look again after a failure: `engine/retry.rs`.
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
 use super::Cloud;
 use super::error::{CloudError, ErrorKind, Result};
+use super::rate::Rate;
 use super::types::{
     BootProfile, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef, InstanceSpec, Legacy, Limits,
+    Marked,
 };
 
 /// How long a look, a start or a step of a deletion may take. Some of Oxide's calls run a saga inside the request.
@@ -29,16 +31,18 @@ pub struct Guarded<C> {
     create_deadline: Duration,
     permits: Semaphore,
     resting_until: Mutex<Option<Instant>>,
+    rate: Mutex<Rate>,
 }
 
 impl<C: Cloud> Guarded<C> {
-    /// Guards a cloud: at most `at_once` calls at a time, creations bounded by `create_deadline`.
+    /// Guards a cloud: at most `at_once` calls at a time, creations bounded by `create_deadline`, their waiting included.
     pub fn new(cloud: C, at_once: usize, create_deadline: Duration) -> Self {
         Self {
             cloud,
             create_deadline,
             permits: Semaphore::new(at_once),
             resting_until: Mutex::new(None),
+            rate: Mutex::new(Rate::new(Instant::now())),
         }
     }
 
@@ -55,19 +59,33 @@ impl<C: Cloud> Guarded<C> {
         call: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
         self.rest().await;
-        // The semaphore is never closed.
-        let permit = self.permits.acquire().await.ok();
         let begun = Instant::now();
-        let result = match timeout(deadline, call).await {
-            Ok(result) => result,
-            Err(_) => Err(CloudError::new(
+        let call = async {
+            let slot = self.rate().slot(Instant::now());
+            if slot > Instant::now() {
+                sleep_until(slot).await;
+            }
+            // The semaphore is never closed.
+            let _permit = self.permits.acquire().await.ok();
+            call.await
+        };
+        // The deadline is asked first: what was not sent before a pause of this process is not sent after it.
+        let result = tokio::select! {
+            biased;
+            () = sleep(deadline) => Err(CloudError::new(
                 C::KIND,
                 verb,
                 ErrorKind::Unavailable,
                 format!("{on}: no answer within {} s", deadline.as_secs()),
             )),
+            result = call => result,
         };
-        drop(permit);
+        match &result {
+            Err(error) if matches!(error.kind, ErrorKind::Throttled { .. }) => {
+                self.rate().refused(Instant::now());
+            }
+            Ok(_) | Err(_) => self.rate().answered(Instant::now()),
+        }
         if let Err(error) = &result
             && let ErrorKind::Throttled { after } = error.kind
         {
@@ -85,21 +103,22 @@ impl<C: Cloud> Guarded<C> {
         result
     }
 
+    fn rate(&self) -> MutexGuard<'_, Rate> {
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits while the site rests.
     async fn rest(&self) {
-        loop {
-            let until = {
-                let mut resting = self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
-                if resting.is_some_and(|until| until <= Instant::now()) {
-                    *resting = None;
-                }
-                *resting
-            };
-            match until {
-                Some(until) => sleep_until(until).await,
-                None => return,
-            }
+        while let Some(until) = self.resting() {
+            sleep_until(until).await;
         }
+    }
+
+    /// Until when the site rests, if it does.
+    fn resting(&self) -> Option<Instant> {
+        let mut resting = self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *resting = resting.filter(|until| *until > Instant::now());
+        *resting
     }
 }
 
@@ -160,7 +179,18 @@ impl<C: Cloud> Cloud for Guarded<C> {
         .await
     }
 
+    /// Waiting for its turn counts: what other processes conclude rests on a creation landing within its deadline of the fresh
+    /// reads that allowed it, or never. So while the site rests it is refused and not kept waiting.
     async fn create_instance(&self, spec: &InstanceSpec<Self::Scope, Self::Class>) -> Result<()> {
+        if let Some(until) = self.resting() {
+            let after = Some(until.saturating_duration_since(Instant::now()));
+            return Err(CloudError::new(
+                C::KIND,
+                "create instance",
+                ErrorKind::Throttled { after },
+                format!("{}: the site rests", spec.instance.name),
+            ));
+        }
         self.call(
             "create instance",
             &spec.instance.name,
@@ -201,6 +231,21 @@ impl<C: Cloud> Cloud for Guarded<C> {
             &scope.to_string(),
             DEADLINE,
             self.cloud.list_instances(scope, provider, installation),
+        )
+        .await
+    }
+
+    async fn list_scopes(&self) -> Result<Vec<Self::Scope>> {
+        self.call("list scopes", "the site", DEADLINE, self.cloud.list_scopes())
+            .await
+    }
+
+    async fn list_marked(&self, scope: &Self::Scope, provider: &str) -> Result<Vec<Marked>> {
+        self.call(
+            "list marked",
+            &scope.to_string(),
+            DEADLINE,
+            self.cloud.list_marked(scope, provider),
         )
         .await
     }

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 pub mod class;
 pub mod error;
 pub mod guard;
+mod rate;
 pub mod schema;
 pub mod types;
 
@@ -19,7 +20,7 @@ pub use error::{CloudError, ErrorKind, Result};
 pub use guard::Guarded;
 pub use types::{
     BootProfile, BoxFuture, Found, ImageKey, ImageRef, ImageSource, ImageStream, Instance, InstanceRef,
-    InstanceSpec, InstanceState, Legacy, Limits, Mark, Scope, Timestamp, UserData,
+    InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Scope, Timestamp, UserData,
 };
 
 /// One site of one cloud: the verbs the engine needs, and nothing else.
@@ -40,6 +41,8 @@ pub use types::{
 ///  8. Every failure has the right [`ErrorKind`]; not-found is never an error, not-allowed never looks like not-found.
 ///  9. Names at the limit work; user data at the limit arrives.
 /// 10. Any future may be dropped at any await; the next call converges.
+/// 11. `list_marked` returns every instance that carries a mark of the provider ID, whatever the installation, and what is left of
+///     such instances, once for each; `list_scopes` every scope that can be looked into. What could not be seen is an error.
 pub trait Cloud: Send + Sync + 'static {
     /// What a user writes as provider data in a machine class.
     type Class: DeserializeOwned + JsonSchema + Clone + Debug + Send + Sync;
@@ -105,4 +108,14 @@ pub trait Cloud: Send + Sync + 'static {
         provider: &str,
         installation: &str,
     ) -> impl Future<Output = Result<Vec<Instance>>> + Send;
+
+    /// Every scope of the site that we may look into.
+    fn list_scopes(&self) -> impl Future<Output = Result<Vec<Self::Scope>>> + Send;
+
+    /// Everything in the scope that carries a mark of this provider ID, of any installation, all pages.
+    fn list_marked(
+        &self,
+        scope: &Self::Scope,
+        provider: &str,
+    ) -> impl Future<Output = Result<Vec<Marked>>> + Send;
 }

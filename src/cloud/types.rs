@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::error::Result;
 
@@ -20,7 +20,8 @@ pub trait Scope:
 }
 
 /// A moment, in milliseconds since the Unix epoch, by whatever clock the field's documentation names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
@@ -155,6 +156,17 @@ pub struct Instance {
     /// When it last started, or a moment not long before, by the cloud's clock.
     pub started: Option<Timestamp>,
     /// The mark it carries; `None` for the bare sentence of the Go provider.
+    pub mark: Option<Mark>,
+}
+
+/// Something that carries a mark of our provider ID: an instance, or what is left of one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Marked {
+    /// The instance's name, or the name of the instance that it was made for.
+    pub name: String,
+    /// The vendor's ID of the instance; `None` for what is left of one.
+    pub id: Option<String>,
+    /// The mark, of whichever installation; `None` for the bare sentence of the Go provider.
     pub mark: Option<Mark>,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::LogFormat;
+use super::{LogFormat, OrphanPolicy};
 use crate::telemetry;
 
 /// Workers that make sense at all; each costs memory and, when Omni comes back after an outage, a call.
@@ -79,6 +79,14 @@ pub(super) fn provider_id(text: &str) -> Result<String, String> {
     Err(format!(
         "`{text}` may only have letters, digits, `-`, `_` and `.`"
     ))
+}
+
+pub(super) fn orphans(text: &str) -> Result<OrphanPolicy, String> {
+    match text {
+        "report" => Ok(OrphanPolicy::Report),
+        "delete" => Ok(OrphanPolicy::Delete),
+        _ => Err(format!("`{text}` is neither report nor delete")),
+    }
 }
 
 pub(super) fn concurrency(text: &str) -> Result<usize, String> {

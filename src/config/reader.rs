@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -395,11 +396,19 @@ fn read_tables(path: &Path) -> Result<Dict, String> {
 
 fn read_file(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let size = fs::metadata(path).map_err(cannot)?.len();
-    if size > MAX_FILE {
-        return Err(format!("{} is too large: {size} bytes", path.display()));
+    let file = fs::File::open(path).map_err(cannot)?;
+    let mut text = String::new();
+    // A pipe or a device does not tell its size.
+    file.take(MAX_FILE + 1)
+        .read_to_string(&mut text)
+        .map_err(cannot)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(format!(
+            "{} is too large: more than {MAX_FILE} bytes",
+            path.display()
+        ));
     }
-    fs::read_to_string(path).map_err(cannot)
+    Ok(text)
 }
 
 /// A sentence if everybody on the machine may read the file. Its group may: that is how Kubernetes hands

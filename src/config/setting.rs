@@ -111,6 +111,8 @@ settings! {
         "a nameserver for the machines, from their first boot on; may be repeated";
     JOIN_DEADLINE = "" "join_deadline", "join-deadline", ["JOIN_DEADLINE"], Single, "15m", "TIME",
         "how long after its start a machine may take to join before it counts as failed";
+    ORPHANS = "" "orphans", "orphans", ["ORPHANS"], Single, "report", "POLICY",
+        "what happens to instances that no machine request wants: report or delete";
     FACTORY_CA_BUNDLE = "factory" "ca_bundle", "factory-ca-bundle", ["FACTORY_CA_BUNDLE"], Single, "", "PATH",
         "a PEM file of certificate authorities to trust for the image factory, besides the system's";
     LOG = "" "log", "log", ["LOG"], Single, "info", "FILTER",

@@ -346,6 +346,12 @@ fn an_empty_or_absent_secret_file_is_a_fault() {
 }
 
 #[test]
+fn a_file_without_end_is_not_read_to_its_end() {
+    let Faults(faults) = load_with(&["--oxide-token-file", "/dev/zero"], &[]).unwrap_err();
+    assert!(faults.concat().contains("/dev/zero is too large"), "{faults:?}");
+}
+
+#[test]
 fn what_everybody_may_read_is_warned_about() {
     let secret = file("secret", 0o604);
     let settings = file("[oxide]\ntoken = 'x'\n", 0o644);

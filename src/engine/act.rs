@@ -28,7 +28,11 @@ impl<C: Cloud> Engine<C> {
         let outcome = match action {
             Action::AddFinalizer => self.add_finalizer(pass).await,
             Action::CreateStatus => self.create_status(pass, &plan.finding, None).await,
-            Action::WriteClaim { scopes } => self.write_claim(pass, &plan.finding, scopes).await,
+            Action::WriteClaim { scopes } => {
+                let outcome = self.write_claim(pass, &plan.finding, scopes).await;
+                pass.memory.claim_known |= outcome == Outcome::Done;
+                outcome
+            }
             Action::RegisterSchematic => self.register_schematic(pass).await,
             Action::StartImport { scope } => self.start_import(pass, scope),
             Action::CreateInstance { scope } => self.create_instance(pass, scope, &plan.finding).await,

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use async_compression::tokio::bufread::{GzipDecoder, XzDecoder, ZstdDecoder};
 use bytes::{Bytes, BytesMut};
-use futures_util::stream;
+use futures_util::stream::{self, Stream, StreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
@@ -47,6 +47,9 @@ const RESUME_PAUSE: Duration = Duration::from_secs(1);
 /// Most memory of the xz decoder. The highest preset of xz takes 65 MiB; a header that asks for more is no
 /// image.
 const XZ_MEMORY: u64 = 256 * 1024 * 1024;
+
+/// How the xz format begins. Its decoder would also take the older lzma format, which has no checksum.
+const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
 
 /// Where an image is right now.
 #[derive(Debug, Clone)]
@@ -188,13 +191,31 @@ impl Download {
             let chunk = body.next().await?;
             Some((chunk.map_err(io::Error::other), body))
         });
-        Ok(Box::new(Decoded {
-            reader: format.decode(StreamReader::new(Box::pin(chunks))),
+        Ok(self.decode(format, chunks))
+    }
+
+    /// The image in a body of that format.
+    fn decode(
+        &self,
+        format: Format,
+        body: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Box<dyn ImageStream> {
+        Box::new(Decoded {
+            reader: format.decode(StreamReader::new(Box::pin(begins_with(format.magic(), body)))),
             download: self.clone(),
             hasher: Sha256::new(),
             length: 0,
             failed: false,
-        }))
+        })
+    }
+
+    /// The image in a body that came in such chunks; `None` for a format that is not known. For tests of bad input, without
+    /// a server.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn decode_chunks(&self, format: &str, chunks: Vec<Bytes>) -> Option<Box<dyn ImageStream>> {
+        let chunks = stream::iter(chunks.into_iter().map(Ok));
+        Format::parse(format).map(|format| self.decode(format, chunks))
     }
 
     /// Asks for the body, or for the rest of it from a byte of a version on; follows redirects.
@@ -353,6 +374,17 @@ impl Body {
                         .progress
                         .received
                         .store(self.received, Ordering::Relaxed);
+                    // Nothing that is compressed is longer than its image, unless it has no end.
+                    let most = self.download.settings.max_bytes;
+                    if self.received > most {
+                        let fault = self.download.error(
+                            ErrorKind::Rejected,
+                            format!(
+                                "the download has more than {most} bytes, the most that an image may have"
+                            ),
+                        );
+                        return Some(Err(Fault(fault)));
+                    }
                     return Some(Ok(bytes));
                 }
                 Ok(Ok(None)) => return None,
@@ -397,6 +429,23 @@ impl Body {
         }
         Err(fault)
     }
+}
+
+/// A body that fails where it does not begin so.
+fn begins_with(
+    magic: &'static [u8],
+    body: impl Stream<Item = io::Result<Bytes>>,
+) -> impl Stream<Item = io::Result<Bytes>> {
+    let mut rest = magic;
+    body.map(move |chunk| {
+        let chunk = chunk?;
+        let (expected, later) = rest.split_at(rest.len().min(chunk.len()));
+        if !chunk.starts_with(expected) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        rest = later;
+        Ok(chunk)
+    })
 }
 
 /// Whether the protocol itself tells a body's end from a broken connection.
@@ -449,6 +498,14 @@ impl Format {
             "raw.gz" => Self::Gzip,
             _ => return None,
         })
+    }
+
+    /// How a body of this format has to begin, where its decoder is not strict about that.
+    fn magic(self) -> &'static [u8] {
+        match self {
+            Self::Xz => XZ_MAGIC,
+            Self::Raw | Self::Zstd | Self::Gzip => &[],
+        }
     }
 
     fn decode(self, body: impl AsyncBufRead + Send + Unpin + 'static) -> Reader {
@@ -577,7 +634,6 @@ mod tests {
     use axum::extract::{Path, State};
     use axum::response::Response;
     use axum::routing::get;
-    use futures_util::StreamExt as _;
     use tokio::io::AsyncWriteExt as _;
     use tokio::task::JoinSet;
 
@@ -841,6 +897,30 @@ mod tests {
         let download = download(format!("{base}/file/image"), "raw.xz", settings);
         let error = read(&download).await.expect_err("it must fail");
         assert_eq!(error.kind, ErrorKind::Rejected);
+    }
+
+    #[tokio::test]
+    async fn a_body_above_the_bound_is_refused_even_where_no_image_comes_of_it() {
+        let nothing = compress("raw.gz", b"").await;
+        let (_, base) = Factory::serve([("image", nothing.repeat(20_000))]).await;
+        let settings = Settings {
+            max_bytes: 100_000,
+            ..Settings::default()
+        };
+        let download = download(format!("{base}/file/image"), "raw.gz", settings);
+        let error = read(&download).await.expect_err("it must fail");
+        assert_eq!(error.kind, ErrorKind::Rejected, "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn what_has_no_checksum_is_no_xz() {
+        use async_compression::tokio::write::LzmaEncoder;
+        let mut encoder = LzmaEncoder::new(Vec::new());
+        encoder.write_all(&image()).await.unwrap();
+        encoder.shutdown().await.unwrap();
+        let (_, base) = Factory::serve([("image", encoder.into_inner())]).await;
+        let error = fails(format!("{base}/file/image"), "raw.xz").await;
+        assert!(error.to_string().contains("damaged"), "{error:?}");
     }
 
     #[tokio::test]

@@ -33,8 +33,10 @@ pub struct Health {
 struct Ailments {
     /// The cloud refuses us as a whole.
     denied: Option<String>,
-    /// Why machines cannot be deleted, by request: on the way out Omni has no other place that would show it.
+    /// Why machines cannot be deleted, or not worked on at all, by request: on the way out Omni has no other place that would show it.
     stuck: BTreeMap<Key, String>,
+    /// What there is to say of instances that no request wants.
+    orphans: Option<String>,
 }
 
 impl Health {
@@ -60,6 +62,11 @@ impl Health {
         self.lock().stuck.remove(key);
     }
 
+    /// What there is to say of instances that no request wants; `None` where there are none.
+    pub fn orphans(&self, sentence: Option<String>) {
+        self.lock().orphans = sentence;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Ailments> {
         self.ailments.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,11 +79,11 @@ impl Health {
             return denied.clone();
         }
         let Some((key, cause)) = ailments.stuck.first_key_value() else {
-            return String::new();
+            return ailments.orphans.clone().unwrap_or_default();
         };
         match ailments.stuck.len() - 1 {
-            0 => format!("{key} cannot be deleted: {cause}"),
-            more => format!("{key} and {more} more cannot be deleted: {cause}"),
+            0 => format!("{key} is stuck: {cause}"),
+            more => format!("{key} and {more} more are stuck: {cause}"),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::cloud::{Cloud, ErrorKind, Timestamp};
 use crate::machine::action::{ActionKind, Step};
 use crate::machine::desired::Parsed;
 use crate::machine::observed::{Created, Failure, Seen};
+use crate::machine::status::Shown;
 
 /// A look at the instance, in every scope.
 #[derive(Debug)]
@@ -34,14 +35,22 @@ pub struct Memory<C: Cloud> {
     pub blind: u32,
     /// How the last creation ended.
     pub created: Option<Created>,
+    /// Whether this process knows the claim: it wrote it, or has noted below that another did.
+    pub claim_known: bool,
+    /// Since when a creation may be on its way of which this process has no answer: another's, or one of its own.
+    pub unsettled: Option<Timestamp>,
     /// When the teardown was first seen.
     pub teardown_seen: Option<Timestamp>,
+    /// Whether the request was seen tearing down.
+    pub request_torn_down: bool,
     /// Whether a Get, made for a deletion, showed the status gone or tearing down without finalizers.
     pub drained: bool,
     /// Whether the status was destroyed in this teardown.
     pub ended: bool,
     /// The version of a resource when its teardown was answered: until a newer one is seen, finalizers count as present.
     pub torn_down: HashMap<String, (Timestamp, u64)>,
+    /// When this process first learned that the instance ran, from whomever.
+    pub ran_since: Option<Timestamp>,
     /// Since when the instance has been seen running, and when last.
     pub running: Option<(Timestamp, Timestamp)>,
     /// When the last mutation of the instance ended: no older look counts.
@@ -62,6 +71,8 @@ pub struct Memory<C: Cloud> {
     pub step: Option<(Step, Timestamp)>,
     /// When the status was last written by this process, for its text.
     pub reported: Option<Timestamp>,
+    /// The last text that this process wrote into it.
+    pub said: Option<Shown>,
 }
 
 impl<C: Cloud> Default for Memory<C> {
@@ -73,10 +84,14 @@ impl<C: Cloud> Default for Memory<C> {
             failed: BTreeMap::new(),
             blind: 0,
             created: None,
+            claim_known: false,
+            unsettled: None,
             teardown_seen: None,
+            request_torn_down: false,
             drained: false,
             ended: false,
             torn_down: HashMap::new(),
+            ran_since: None,
             running: None,
             mutated: None,
             looked: None,
@@ -87,6 +102,7 @@ impl<C: Cloud> Default for Memory<C> {
             conflicts: 0,
             step: None,
             reported: None,
+            said: None,
         }
     }
 }

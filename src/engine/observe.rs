@@ -7,8 +7,8 @@ use tracing::warn;
 
 use crate::cloud::{Cloud, Found, ImageKey, InstanceState, Timestamp};
 use crate::machine::action::Ask;
-use crate::machine::desired::Goal;
-use crate::machine::observed::{Failure, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen};
+use crate::machine::desired::{Goal, name};
+use crate::machine::observed::{By, Failure, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen};
 use crate::omni::kinds::{MachineRequestStatuses, MachineRequests};
 use crate::omni::{Kind, OmniError, Resource, Store};
 use crate::talos::patch;
@@ -31,6 +31,11 @@ pub(super) fn placement<S: crate::cloud::Scope>(
 ) -> Option<Placement<S>> {
     let text = status.metadata.annotations.get(ANNOTATION_PLACEMENT)?;
     serde_json::from_str(text).ok()
+}
+
+/// Whether the status holds a claim that this version cannot read: a newer one wrote it.
+pub(super) fn is_claim_unreadable<S: crate::cloud::Scope>(status: &Resource<MachineRequestStatuses>) -> bool {
+    status.metadata.annotations.contains_key(ANNOTATION_PLACEMENT) && placement::<S>(status).is_none()
 }
 
 /// A patch that we want.
@@ -83,28 +88,39 @@ impl<C: Cloud> Engine<C> {
             (None, Some(legacy)) => vec![legacy.scope.clone()],
             (None, None) => goal.class_scopes().to_vec(),
         };
-        Observed {
-            finalizer: request
-                .is_some_and(|request| request.metadata.finalizers.contains(&self.identity.controller())),
-            request_confirmed: false,
-            status: status_seen,
-            machine_resource: resource.is_some(),
-            legacy,
-            patches,
-            missing_patches: Vec::new(),
-            registered: !self.stores.registrations.group(key).is_empty(),
-            scopes: scopes.into_iter().map(|scope| (scope, Seen::Unasked)).collect(),
-            schematic: self.schematic_of(request, memory).is_some(),
-            image: ImageSeen::Unasked,
-            failures: memory.failures.clone(),
-            created: memory.created,
-            deleting: memory.deleting,
-            ended: memory.ended,
-            teardown_seen: memory.teardown_seen,
-            running_since: memory.running.map(|(since, _)| since),
-            last_running: memory.running.map(|(_, last)| last),
-            lease: false,
+        let seen =
+            Observed {
+                finalizer: request
+                    .is_some_and(|request| request.metadata.finalizers.contains(&self.identity.controller())),
+                request_confirmed: false,
+                status: status_seen,
+                machine_resource: resource.is_some(),
+                legacy,
+                patches,
+                missing_patches: Vec::new(),
+                // What registered before the request was made is the machine of an earlier one with the same ID.
+                registered: self.stores.registrations.group(key).iter().any(|machine| {
+                    request.is_none_or(|made| machine.metadata.created >= made.metadata.created)
+                }),
+                scopes: scopes.into_iter().map(|scope| (scope, Seen::Unasked)).collect(),
+                schematic: self.schematic_of(request, memory).is_some(),
+                image: ImageSeen::Unasked,
+                failures: memory.failures.clone(),
+                created: memory.created,
+                unsettled: memory.unsettled,
+                deleting: memory.deleting,
+                ended: memory.ended,
+                teardown_seen: memory.teardown_seen,
+                torn_down: memory.request_torn_down,
+                claim_lost: memory.claim_known,
+                running_since: memory.running.map(|(since, _)| since),
+                last_running: memory.running.map(|(_, last)| last),
+                lease: false,
+            };
+        if seen.ran() {
+            memory.ran_since.get_or_insert_with(|| self.clock.now());
         }
+        seen
     }
 
     /// The schematic's ID, if this process registered its like already.
@@ -183,14 +199,18 @@ impl<C: Cloud> Engine<C> {
     /// Looks for the instance in every scope of *where*.
     async fn see_instance(&self, pass: &mut Pass<'_, C>, by_find: bool) {
         let now = self.clock.now();
-        if self.is_blind(pass, now) {
+        let released = self.released();
+        let name = name::<C>(pass.key);
+        let given_up = |scope: &C::Scope| released.covers(scope, &name, None);
+        let afresh = pass.seen.scopes.iter().any(|(scope, _)| given_up(scope));
+        if !afresh && self.is_blind(pass, now) {
             return;
         }
         let by_find = by_find || pass.memory.find_next;
         let wanted = matches!(pass.goal, Goal::Run { .. } | Goal::Invalid { .. });
         let patient = wanted && pass.seen.ran() && pass.memory.soon == 0;
         let mutated = pass.memory.mutated.unwrap_or_default();
-        if !by_find && self.recall(pass, now, mutated) {
+        if !by_find && !afresh && self.recall(pass, now, mutated) {
             return;
         }
         // A machine that needs nothing is content with a list half a slow look old; where something is under way, a look has to
@@ -205,12 +225,22 @@ impl<C: Cloud> Engine<C> {
         let scopes: Vec<C::Scope> = pass.seen.scopes.iter().map(|(scope, _)| scope.clone()).collect();
         for (index, scope) in scopes.into_iter().enumerate() {
             let instance = self.instance(pass, &scope);
-            let answer = if by_find {
+            let answer = if given_up(&scope) {
+                // Whatever is there is the operator's, also where nobody can look.
+                Ok((given_back(&instance.name), By::Find, self.clock.now()))
+            } else if by_find {
                 self.inventory.find(&instance).await
             } else {
                 self.inventory.look(&instance, no_older, patient).await
             };
             let seen = match answer {
+                Ok((Found::Ours(found), by, at)) if released.covers(&scope, &found.name, Some(&found.id)) => {
+                    Seen::Known {
+                        found: given_back(&found.name),
+                        by,
+                        at,
+                    }
+                }
                 Ok((found, by, at)) => Seen::Known { found, by, at },
                 Err(error) => {
                     failed = true;
@@ -271,7 +301,12 @@ impl<C: Cloud> Engine<C> {
             return false;
         };
         let same = same_scopes(&looked.scopes, &pass.seen.scopes);
-        let good_for = looked.scopes.iter().map(|(_, seen)| self.good_for(seen)).min();
+        let news = pass.memory.ran_since.is_some_and(|since| looked.at < since);
+        let good_for = looked
+            .scopes
+            .iter()
+            .map(|(_, seen)| self.good_for(seen, news))
+            .min();
         if !same || looked.at < mutated || now.since(looked.at) >= good_for.unwrap_or_default() {
             return false;
         }
@@ -280,11 +315,12 @@ impl<C: Cloud> Engine<C> {
         true
     }
 
-    /// How long a look stays good, if we change nothing. Absence lets us create, which is safe; what is under way is looked at
-    /// anew each time.
-    fn good_for(&self, seen: &Seen) -> Duration {
+    /// How long a look stays good, if we change nothing. Absence lets us create, which is safe; but once there is `news` that
+    /// the instance ran, another process made what an older look did not show. What is under way is looked at anew each time.
+    fn good_for(&self, seen: &Seen, news: bool) -> Duration {
         match seen {
             Seen::Known { found, .. } => match found {
+                Found::Nothing if news => Duration::ZERO,
                 Found::Nothing => self.pace.slow / 2,
                 Found::Ours(instance) => match instance.state {
                     InstanceState::Running => self.pace.slow / 2,
@@ -427,6 +463,15 @@ impl<C: Cloud> Engine<C> {
     fn omni_unreadable(&self, error: &OmniError) -> Next {
         warn!(%error, "cannot read from Omni");
         self.after(retry::wait(meaning(error.kind), 3))
+    }
+}
+
+/// What an operator took back is a stranger's.
+fn given_back(name: &str) -> Found {
+    Found::Foreign {
+        what: format!(
+            "{name} was given back with `omni-infra-provider release`, and something of that name may still be there"
+        ),
     }
 }
 

@@ -97,8 +97,14 @@ impl<C: Cloud> Engine<C> {
         scope: &C::Scope,
         finding: &Finding,
     ) -> Outcome {
+        let begun = self.clock.now();
         if let Err(outcome) = self.agreed(pass).await {
             return outcome;
+        }
+        // What a teardown waits for (`Pace::settle`) covers the deadline of the creation and a third of the rest for these reads;
+        // after a pause of this process they are old news.
+        if self.clock.age(begun) > self.pace.settle.saturating_sub(self.pace.create) / 3 {
+            return Outcome::Moved;
         }
         let Some(place) = self.image_key(pass).map(|key| (scope.clone(), key)) else {
             return Outcome::Moved;
@@ -130,6 +136,9 @@ impl<C: Cloud> Engine<C> {
             Ok(()) => Created::Accepted,
             Err(error) => Created::Failed(error.kind),
         });
+        if matches!(&result, Err(error) if error.kind.outcome_unknown()) {
+            pass.memory.unsettled = Some(self.clock.now());
+        }
         if result.is_err() {
             // Perhaps somebody deleted the image: it is looked at again before the next try.
             self.imports.doubt(&place);

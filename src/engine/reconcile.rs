@@ -205,7 +205,13 @@ impl<C: Cloud> Engine<C> {
         let claim: Option<Placement<C::Scope>> = status
             .as_ref()
             .and_then(|status| super::observe::placement(status));
-        let goal = goal(
+        if claim.is_some() && !std::mem::replace(&mut memory.claim_known, true) {
+            memory.unsettled = Some(self.clock.now());
+        }
+        let unreadable = status
+            .as_ref()
+            .is_some_and(|status| super::observe::is_claim_unreadable::<C::Scope>(status));
+        let mut goal = goal(
             request
                 .as_ref()
                 .zip(parsed.as_ref())
@@ -213,6 +219,12 @@ impl<C: Cloud> Engine<C> {
             claim.as_ref().map(|claim| Timestamp(claim.created)),
             &self.identity.controller(),
         );
+        if unreadable {
+            let cause = "its claim was written by a newer version of this provider: run that version";
+            self.health.stuck(key, cause.to_owned());
+            goal = Goal::Leave;
+        }
+        memory.request_torn_down |= request.as_ref().is_some_and(|request| request.tearing_down());
         match goal {
             Goal::TearDown { .. } | Goal::Gone { .. } => {
                 memory.teardown_seen.get_or_insert_with(|| self.clock.now());

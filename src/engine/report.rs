@@ -27,10 +27,9 @@ impl<C: Cloud> Engine<C> {
         };
         let now = self.clock.now();
         let mut wanted = (*status).clone();
-        if let Some(shown) = shown(finding, &pass.seen)
-            && self.is_time(pass, &shown, &status.spec, now)
-        {
-            shown.write_into(&mut wanted.spec);
+        let said = shown(finding, &pass.seen).filter(|shown| self.is_time(pass, shown, &status.spec, now));
+        if let Some(said) = &said {
+            said.write_into(&mut wanted.spec);
         }
         if let Some(uuid) = uuid(pass) {
             wanted.spec.id = uuid;
@@ -57,6 +56,7 @@ impl<C: Cloud> Engine<C> {
         let outcome = self.written(pass, &self.stores.statuses, &status, result).await;
         if outcome == Outcome::Done {
             pass.memory.reported = Some(now);
+            pass.memory.said = said.or(pass.memory.said.take());
         }
         outcome
     }
@@ -71,11 +71,17 @@ impl<C: Cloud> Engine<C> {
         if shown.is_line_of(status) {
             return false;
         }
+        let lately = pass
+            .memory
+            .reported
+            .is_some_and(|at| now.since(at) < self.pace.report_same);
+        // Said before, and overwritten: another process sees it otherwise. Two that contradict each other must not do so at the
+        // speed of their writes.
+        if pass.memory.said.as_ref() == Some(shown) {
+            return !lately;
+        }
         if shown.is_cause_of(status) {
-            return pass
-                .memory
-                .reported
-                .is_none_or(|at| now.since(at) >= self.pace.report_same);
+            return shown.step && !lately;
         }
         !shown.step
             || pass
@@ -85,20 +91,33 @@ impl<C: Cloud> Engine<C> {
                 .is_some_and(|(_, since)| now.since(*since) >= self.pace.report_step)
     }
 
-    /// When a step that is under way has lasted long enough to be shown, or its progress may be shown again.
+    /// When a step that is under way has lasted long enough to be shown, when its progress may be shown again, or what another
+    /// process has overwritten.
     pub(super) fn report_due(&self, pass: &Pass<'_, C>, plan: &Plan<C::Scope>) -> Option<Timestamp> {
         if !speaks(&pass.goal, &plan.finding) {
             return None;
         }
         let status = self.stores.statuses.get(pass.key)?;
         let shown = shown(&plan.finding, &pass.seen)?;
+        let now = self.clock.now();
+        let again = || {
+            let due = pass.memory.reported.unwrap_or(now).after(self.pace.report_same);
+            // Its time has come and nothing was written: there was nothing new to say.
+            if due > now {
+                due
+            } else {
+                now.after(self.pace.report_same)
+            }
+        };
+        if shown.is_line_of(&status.spec) || shown.is_cause_of(&status.spec) {
+            let progresses = matches!(plan.finding, Finding::Step(Step::ImportingImage(_)));
+            return progresses.then(again);
+        }
+        if pass.memory.said.as_ref() == Some(&shown) {
+            return Some(again());
+        }
         if !shown.step {
             return None;
-        }
-        if shown.is_cause_of(&status.spec) {
-            let progresses = matches!(plan.finding, Finding::Step(Step::ImportingImage(_)));
-            let last = pass.memory.reported.unwrap_or_else(|| self.clock.now());
-            return progresses.then(|| last.after(self.pace.report_same));
         }
         let (_, since) = pass.memory.step.as_ref()?;
         Some(since.after(self.pace.report_step))

@@ -1,10 +1,13 @@
 //! Everything that Omni tells us, cached by watches: a pass costs Omni no read.
 
+use std::sync::Arc;
+
 use futures_util::future::join;
 
+use crate::machine::release::{ANNOTATION_RELEASED, released_requests};
 use crate::omni::kinds::{
-    ConfigPatchRequests, LABEL_REQUEST, MachineRegistrations, MachineRequestStatuses, MachineRequests,
-    MachineResources,
+    ConfigPatchRequests, InfraProviderStatuses, LABEL_REQUEST, MachineRegistrations, MachineRequestStatuses,
+    MachineRequests, MachineResources,
 };
 use crate::omni::store::OnChange;
 use crate::omni::{Kind, OmniError, Resource, State, Store};
@@ -22,6 +25,8 @@ pub struct Stores {
     pub registrations: Store<MachineRegistrations>,
     /// What the Go provider left, if it was here before us.
     pub machine_resources: Store<MachineResources>,
+    /// Our registration, and on it what operators took back.
+    pub registration: Store<InfraProviderStatuses>,
 }
 
 impl Stores {
@@ -34,6 +39,7 @@ impl Stores {
             patches: Store::new(state.clone(), by_request),
             registrations: Store::new(state.clone(), by_request),
             machine_resources: Store::new(state.clone(), by_id),
+            registration: Store::new(state.clone(), by_id),
         }
     }
 
@@ -43,9 +49,18 @@ impl Stores {
         let statuses = self.statuses.clone().run(on_change.clone());
         let patches = self.patches.clone().run(on_change.clone());
         let registrations = self.registrations.clone().run(on_change.clone());
-        let machine_resources = self.machine_resources.clone().run(on_change);
+        let machine_resources = self.machine_resources.clone().run(on_change.clone());
+        let held = self.registration.clone();
+        let registration = self.registration.clone().run(Arc::new(move |provider: &str| {
+            let released = held.get(provider).map(|registration| {
+                released_requests(registration.metadata.annotations.get(ANNOTATION_RELEASED))
+            });
+            for request in released.unwrap_or_default() {
+                on_change(&request);
+            }
+        }));
         let answers = join(statuses, patches);
-        let others = join(registrations, machine_resources);
+        let others = join(join(registrations, machine_resources), registration);
         join(requests, join(answers, others)).await;
     }
 
@@ -56,6 +71,18 @@ impl Stores {
         self.patches.bootstrapped().await;
         self.registrations.bootstrapped().await;
         self.machine_resources.bootstrapped().await;
+        self.registration.bootstrapped().await;
+    }
+
+    /// Whether every watch is up right now and shows everything.
+    #[must_use]
+    pub fn are_current(&self) -> bool {
+        self.requests.is_current()
+            && self.statuses.is_current()
+            && self.patches.is_current()
+            && self.registrations.is_current()
+            && self.machine_resources.is_current()
+            && self.registration.is_current()
     }
 
     /// Every request of which anything exists.

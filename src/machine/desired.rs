@@ -8,13 +8,15 @@ use crate::omni::kinds::MachineRequestSpec;
 use crate::omni::resource::{Metadata, Phase};
 use crate::talos::image::talos_version;
 use crate::talos::schematic::Schematic;
+use crate::words::one_line;
 
 use super::name::instance_name;
 
 /// What the planner works towards.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Goal<S> {
-    /// Nothing to do: the request tears down without our finalizer; it goes by itself.
+    /// Nothing to do: the request tears down without our finalizer, and goes by itself; or its claim cannot be read, and whatever we
+    /// did could lose what the claim remembers.
     Leave,
     /// The instance runs.
     Run {
@@ -91,7 +93,7 @@ impl<C: Cloud> Parsed<C> {
             Ok(class) => class,
             Err(faults) => {
                 return Self::Bad {
-                    reason: faults.join("; "),
+                    reason: told(&faults),
                     scopes: None,
                 };
             }
@@ -106,7 +108,7 @@ impl<C: Cloud> Parsed<C> {
         let schematic = Schematic::new(request, &boot).map_err(|fault| faults.push(fault));
         let (Ok(schematic), true) = (schematic, faults.is_empty()) else {
             return Self::Bad {
-                reason: faults.join("; "),
+                reason: told(&faults),
                 scopes: Some(scopes),
             };
         };
@@ -142,6 +144,23 @@ impl<C: Cloud> Parsed<C> {
             Self::Bad { .. } => None,
         }
     }
+}
+
+/// Most faults of one request that are told, and most characters of each: they are read on Omni's screen.
+const FAULTS: usize = 20;
+const FAULT_CHARS: usize = 400;
+
+/// Faults in one line. They quote what a user wrote, which may be anything.
+fn told(faults: &[String]) -> String {
+    let mut told: Vec<String> = faults
+        .iter()
+        .take(FAULTS)
+        .map(|fault| one_line(fault, FAULT_CHARS))
+        .collect();
+    if faults.len() > FAULTS {
+        told.push(format!("and {} more", faults.len() - FAULTS));
+    }
+    told.join("; ")
 }
 
 /// The goal for a request, fixed before anything is observed. `claimed` is when the request of the claim was made.

@@ -6,8 +6,10 @@ pub mod action;
 pub mod desired;
 pub mod name;
 pub mod observed;
+pub mod orphan;
 pub mod pace;
 pub mod plan;
+pub mod release;
 pub mod status;
 
 pub use action::{Action, Decision, Plan};

@@ -140,12 +140,18 @@ pub struct Observed<S> {
     pub failures: BTreeMap<ActionKind, Failure>,
     /// How the last creation by this process ended.
     pub created: Option<Created>,
+    /// Since when a creation may be on its way of which this process has no answer, by our clock: another process's, or its own.
+    pub unsettled: Option<Timestamp>,
     /// When a step of the deletion was last accepted, by our clock.
     pub deleting: Option<Timestamp>,
     /// Whether this process destroyed the status in this teardown: what T6 asks for held then, and nobody creates without a claim.
     pub ended: bool,
     /// When this process first saw the teardown, by our clock.
     pub teardown_seen: Option<Timestamp>,
+    /// Whether this process saw the request tearing down, not only gone.
+    pub torn_down: bool,
+    /// Whether this process saw a claim of this incarnation of the request before.
+    pub claim_lost: bool,
     /// Since when this process has seen the instance run, by our clock.
     pub running_since: Option<Timestamp>,
     /// When the instance was last seen running by this process, by our clock.
@@ -175,11 +181,15 @@ impl<S: Scope> Observed<S> {
     /// Whether this instance was ever seen running, by any process.
     #[must_use]
     pub fn ran(&self) -> bool {
-        self.registered
-            || self
-                .status
-                .as_ref()
-                .is_some_and(|status| status.ran || status.stage == Stage::Provisioned)
+        self.registered || self.is_noted_as_run()
+    }
+
+    /// Whether our status says that it ran. This alone is in the fresh Gets of R13, and so forbids a creation to every process.
+    #[must_use]
+    pub fn is_noted_as_run(&self) -> bool {
+        self.status
+            .as_ref()
+            .is_some_and(|status| status.ran || status.stage == Stage::Provisioned)
     }
 
     /// The claim's placement.

@@ -24,6 +24,11 @@ pub struct Pace {
     pub report_same: Duration,
     /// Between two heartbeats. Omni takes a provider for lost after 31 s.
     pub heartbeat: Duration,
+    /// Between two looks for orphans; jittered by a fifth.
+    pub orphan_look: Duration,
+    /// How long, at least, something has to look orphaned to be one, and a request that was never torn down has to be gone before its
+    /// instance is deleted: longer than any loss of Omni's data that nobody would notice.
+    pub orphan_age: Duration,
     /// How long running cloud calls may take to end after SIGTERM.
     pub shutdown: Duration,
 }
@@ -40,6 +45,8 @@ impl Default for Pace {
             report_step: Duration::from_secs(2),
             report_same: Duration::from_secs(15),
             heartbeat: Duration::from_secs(10),
+            orphan_look: Duration::from_secs(10 * 60),
+            orphan_age: Duration::from_secs(30 * 60),
             shutdown: Duration::from_secs(20),
         }
     }

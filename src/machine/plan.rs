@@ -109,6 +109,11 @@ fn run<S: Scope>(
     }
     // R4
     if seen.placement().is_none() {
+        // A claim that vanished under its request: maybe the request vanished as well, with all that Omni lost. A new claim would be
+        // the only thing that is left of it, and its instance would be taken for one to be deleted.
+        if seen.claim_lost && !seen.request_confirmed {
+            return Decision::Ask(Ask::Request);
+        }
         return match claimed_scope(class_scopes, seen) {
             Claimed::Scope(scope) => write(
                 seen,
@@ -145,7 +150,7 @@ fn run<S: Scope>(
                 wait(Finding::Step(Step::Preparing), Look::At(ripe))
             }
         }
-        Overall::Nothing(by, _) => absent(class_scopes, invalid, seen, now, by),
+        Overall::Nothing(by, _) => absent(class_scopes, invalid, seen, now, by, pace),
         Overall::Ours(scope, instance) => {
             // R14, R15
             match &instance.state {
@@ -206,6 +211,7 @@ fn absent<S: Scope>(
     seen: &Observed<S>,
     now: Timestamp,
     by: By,
+    pace: &Pace,
 ) -> Decision<S> {
     // R9
     if let Some(reason) = invalid {
@@ -244,8 +250,10 @@ fn absent<S: Scope>(
         }
         ImageSeen::Present => {}
     }
-    // R12
+    // R12: a creation that has no answer yet would land beside the one in the next scope.
+    let is_settled = seen.unsettled.is_none_or(|since| since.after(pace.settle) <= now);
     if seen.created == Some(Created::Failed(ErrorKind::Exhausted))
+        && is_settled
         && seen.lease
         && let Some(next) = next_scope(class_scopes, seen)
     {
@@ -352,9 +360,10 @@ fn tear_down<S: Scope>(
     if seen.ended {
         return end(superseded, request_held, seen, now);
     }
-    // A look from before the teardown ends nothing; where it never ran, another process's creation may still land.
+    // A look from before the teardown ends nothing; unless the status said that it ran, another process's creation may still land.
+    // A registration does not do: no creation asks for it.
     let since = seen.teardown_seen.unwrap_or(now);
-    let settled = match (seen.ran(), seen.scopes.is_empty()) {
+    let settled = match (seen.is_noted_as_run(), seen.scopes.is_empty()) {
         (true, _) | (_, true) => since,
         (false, false) => since.after(pace.settle),
     };
@@ -365,6 +374,12 @@ fn tear_down<S: Scope>(
             return wait(Finding::Unseen(failure.clone()), Look::At(failure.not_before));
         }
         // T5
+        // A request that nobody was seen to tear down may come back, with all that Omni lost.
+        Overall::Ours(..) | Overall::Remains(..)
+            if vanished_lately(request_held, superseded, seen, now, pace) =>
+        {
+            return wait(Finding::Keep, Look::At(since.after(pace.orphan_age)));
+        }
         // Our last step is taking effect: another would only be told to wait.
         Overall::Ours(_, instance)
             if instance.state == InstanceState::Starting
@@ -396,6 +411,18 @@ fn tear_down<S: Scope>(
         return Decision::Ask(Ask::InstanceByFind);
     }
     end(superseded, request_held, seen, now)
+}
+
+/// Whether the request vanished without a teardown that this process saw, not long ago.
+fn vanished_lately<S: Scope>(
+    request_held: bool,
+    superseded: bool,
+    seen: &Observed<S>,
+    now: Timestamp,
+    pace: &Pace,
+) -> bool {
+    let since = seen.teardown_seen.unwrap_or(now);
+    !request_held && !superseded && !seen.torn_down && now.since(since) < pace.orphan_age
 }
 
 /// T6 and T7, once nothing of ours is left in the cloud.

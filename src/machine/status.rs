@@ -100,9 +100,18 @@ pub fn shown<S: Scope>(finding: &Finding, seen: &Observed<S>) -> Option<Shown> {
             };
             Some(settled(stage, blocked(words(step), failure)))
         }
-        Finding::Failed(reason) => Some(settled(Stage::Failed, explain(reason))),
+        Finding::Failed(reason) => {
+            let mut shown = settled(Stage::Failed, explain(reason));
+            // Each process last saw it at another time: that is no news.
+            if let Reason::Vanished { .. } = reason {
+                GONE.clone_into(&mut shown.cause);
+            }
+            Some(shown)
+        }
     }
 }
+
+const GONE: &str = "the instance is gone";
 
 fn settled(stage: Stage, line: String) -> Shown {
     Shown {
@@ -182,7 +191,7 @@ fn explain(reason: &Reason) -> String {
                 || "it had been running before this provider started".to_owned(),
                 |at| format!("last seen running at {at}"),
             );
-            format!("the instance is gone · {seen} · it was deleted outside of Omni; replace this request")
+            format!("{GONE} · {seen} · it was deleted outside of Omni; replace this request")
         }
         Reason::Stopped => "the instance is stopped · it was running and was stopped outside of Omni · \
                             start it in the cloud, or replace this request"

@@ -149,11 +149,7 @@ const MESSAGE_CHARS: usize = 1000;
 
 /// Omni's words, fit for one line: some messages hold raw bytes.
 pub(super) fn one_line(message: &str) -> String {
-    message
-        .chars()
-        .take(MESSAGE_CHARS)
-        .map(|char| if char.is_control() { ' ' } else { char })
-        .collect()
+    crate::words::one_line(message, MESSAGE_CHARS)
 }
 
 #[cfg(test)]
@@ -310,6 +306,6 @@ mod tests {
     #[test]
     fn a_message_is_one_short_line() {
         assert_eq!(one_line("a\nb\u{1}c"), "a b c");
-        assert_eq!(one_line(&"x".repeat(5000)).len(), MESSAGE_CHARS);
+        assert_eq!(one_line(&"x".repeat(5000)).chars().count(), MESSAGE_CHARS + 1);
     }
 }

@@ -29,6 +29,12 @@ const PUBLIC_FACTORY: &str = "https://factory.talos.dev";
 /// upgraded any time.
 const BELIEVED: Duration = Duration::from_secs(5 * 60);
 
+/// Most bytes of a factory's answer that are read: it is an ID, or a complaint.
+const ANSWER_LIMIT: usize = 64 * 1024;
+
+/// Longest segment of a factory's path, in bytes: four times an ID.
+const MAX_SEGMENT: usize = 256;
+
 /// How much of a factory's complaint is shown.
 const COMPLAINT_CHARS: usize = 300;
 
@@ -123,7 +129,7 @@ impl Management {
             }
             Err(error) => return Err(error),
         };
-        schematic_id(&attempt, id)
+        schematic_id(id).map_err(|(kind, reason)| attempt.error(kind, reason))
     }
 
     /// Where the disk image of a schematic is.
@@ -183,17 +189,12 @@ impl Management {
 
     /// Registers a schematic with the factory itself.
     async fn upload_schematic(&self, attempt: &Attempt, yaml: &str, talos_version: &str) -> Result<String> {
-        #[derive(Deserialize)]
-        struct Created {
-            id: String,
-        }
-
         let base = self.factory_url(talos_version).await?;
         let broken = |error: reqwest::Error| {
             let reason = format!("the image factory: {}", chain(&error.without_url()));
             attempt.error(OmniErrorKind::Unavailable, reason)
         };
-        let answer = self
+        let mut answer = self
             .factory
             .post(format!("{base}/schematics"))
             .header("content-type", "application/yaml")
@@ -202,21 +203,15 @@ impl Management {
             .send()
             .await
             .map_err(broken)?;
-        let status = answer.status();
-        let body = answer.bytes().await.map_err(broken)?;
-        if !status.is_success() {
-            let complaint: String = String::from_utf8_lossy(&body)
-                .chars()
-                .take(COMPLAINT_CHARS)
-                .collect();
-            let message = format!("the image factory says {status}: {}", one_line(&complaint));
-            return Err(attempt.error(http_meaning(status), message));
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(broken)? {
+            body.extend_from_slice(&chunk);
+            if body.len() > ANSWER_LIMIT {
+                let reason = format!("the image factory's answer has more than {ANSWER_LIMIT} bytes");
+                return Err(attempt.error(OmniErrorKind::Unavailable, reason));
+            }
         }
-        let created: Created = serde_json::from_slice(&body).map_err(|_| {
-            let reason = "the image factory's answer holds no schematic ID".to_owned();
-            attempt.error(OmniErrorKind::Unavailable, reason)
-        })?;
-        schematic_id(attempt, created.id)
+        schematic_answer(answer.status(), &body).map_err(|(kind, reason)| attempt.error(kind, reason))
     }
 
     /// The base URL of the factory that has a Talos version, without a trailing slash.
@@ -268,12 +263,42 @@ fn secrets(headers: HashMap<String, String>) -> Vec<(String, Secret)> {
     headers
 }
 
-fn schematic_id(attempt: &Attempt, id: String) -> Result<String> {
+/// A refusal's meaning, and why.
+type Refusal = (OmniErrorKind, String);
+
+/// The schematic ID in a factory's answer.
+///
+/// # Errors
+///
+/// The factory's complaint, or that there is no usable ID.
+#[doc(hidden)]
+pub fn schematic_answer(status: StatusCode, body: &[u8]) -> std::result::Result<String, Refusal> {
+    #[derive(Deserialize)]
+    struct Created {
+        id: String,
+    }
+
+    if !status.is_success() {
+        let complaint: String = String::from_utf8_lossy(body)
+            .chars()
+            .take(COMPLAINT_CHARS)
+            .collect();
+        let message = format!("the image factory says {status}: {}", one_line(&complaint));
+        return Err((http_meaning(status), message));
+    }
+    let created: Created = serde_json::from_slice(body).map_err(|_| {
+        let reason = "the image factory's answer holds no schematic ID".to_owned();
+        (OmniErrorKind::Unavailable, reason)
+    })?;
+    schematic_id(created.id)
+}
+
+fn schematic_id(id: String) -> std::result::Result<String, Refusal> {
     match is_segment(&id) {
         true => Ok(id),
         false => {
             let reason = "the answer holds no usable schematic ID".to_owned();
-            Err(attempt.error(OmniErrorKind::Unavailable, reason))
+            Err((OmniErrorKind::Unavailable, reason))
         }
     }
 }
@@ -296,6 +321,7 @@ fn bare(talos_version: &str) -> &str {
 /// Whether a value can be one segment of a factory's path.
 fn is_segment(value: &str) -> bool {
     !matches!(value, "" | "." | "..")
+        && value.len() <= MAX_SEGMENT
         && value
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
@@ -403,6 +429,27 @@ mod tests {
         ] {
             assert_eq!(choose_factory(&features(first, second), of_version), chosen);
         }
+    }
+
+    #[test]
+    fn a_factorys_answer_is_an_id_or_says_why_not() {
+        let answer = |status: u16, body: &str| {
+            schematic_answer(StatusCode::from_u16(status).unwrap_or_default(), body.as_bytes())
+        };
+        assert_eq!(answer(201, r#"{"id":"a1"}"#), Ok("a1".to_owned()));
+        let long = format!(r#"{{"id":"{}"}}"#, "a".repeat(MAX_SEGMENT + 1));
+        for bad in ["", "[]", r#"{"id":"../x"}"#, &long] {
+            assert_eq!(
+                answer(200, bad).map_err(|(kind, _)| kind),
+                Err(OmniErrorKind::Unavailable)
+            );
+        }
+        let (kind, reason) = answer(400, &format!("line 1:\n{}", "x".repeat(5000))).unwrap_err();
+        assert_eq!(kind, OmniErrorKind::Invalid);
+        assert!(
+            reason.len() < 400 && reason.contains("says 400 Bad Request: line 1: x"),
+            "{reason}"
+        );
     }
 
     #[test]

@@ -97,16 +97,23 @@ impl Omni {
     ///
     /// Omni's refusal, or what is wrong with the account. An Omni that cannot tell is believed.
     pub async fn who_am_i(&self) -> Result<(), IdentityError> {
-        match self.state.get::<CurrentUsers>("current").await {
-            Ok(Some(user)) => check_identity(&user.spec, self.state.provider()),
-            Ok(None) => Ok(()),
-            // An older Omni has no such resource, or lets only people read it; what cannot be told now will
-            // show at the first write.
-            Err(error) if matches!(error.kind, OmniErrorKind::Invalid | OmniErrorKind::Unimplemented) => {
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
+        who_am_i(&self.state).await
+    }
+}
+
+/// As [`Omni::who_am_i`].
+///
+/// # Errors
+///
+/// As there.
+pub async fn who_am_i(state: &State) -> Result<(), IdentityError> {
+    match state.get::<CurrentUsers>("current").await {
+        Ok(Some(user)) => check_identity(&user.spec, state.provider()),
+        Ok(None) => Ok(()),
+        // An older Omni has no such resource, or lets only people read it; what cannot be told now will show
+        // at the first write.
+        Err(error) if matches!(error.kind, OmniErrorKind::Invalid | OmniErrorKind::Unimplemented) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use prost::Message;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
@@ -272,6 +273,19 @@ impl<K: Kind> Watch<K> {
         };
         self.seen.push_back(Seen::Broken);
     }
+}
+
+/// Understands the bytes of one message of a watch, and tells how many things it saw. For tests of bad input, without a server.
+///
+/// # Errors
+///
+/// What is no message, or Omni's word that the stream is dead.
+#[doc(hidden)]
+pub fn understand<K: Kind>(message: &[u8], provider: &str) -> Result<usize, String> {
+    let message = WatchResponse::decode(message).map_err(|error| error.to_string())?;
+    let mut seen = VecDeque::new();
+    Progress::<K>::new(None).take(message.event, provider, &mut seen)?;
+    Ok(seen.len())
 }
 
 /// How far the events of one stream were understood. Pure.

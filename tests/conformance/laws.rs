@@ -1,4 +1,4 @@
-//! The ten laws, in the order of `src/cloud/mod.rs`.
+//! The eleven laws, in the order of `src/cloud/mod.rs`.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -13,6 +13,7 @@ use super::source::Source;
 use super::{
     Door, Ref, asked, create, delete, find, fresh, image, key, ours, refusal, spec, start, until, until_state,
 };
+use crate::support::peer::say;
 
 /// 1. `create_instance` twice with one spec makes one instance: at once, by two processes, and again later.
 pub(crate) async fn creating_twice_makes_one<D: Door>(door: &D) {
@@ -437,6 +438,63 @@ pub(crate) async fn what_is_dropped_anywhere_converges<D: Door>(door: &D) {
             break;
         }
     }
-    println!("dropped at {points} points");
+    say(&format!("dropped at {points} points"));
     assert!(points > 1, "nothing was ever dropped");
+}
+
+/// 11. `list_marked` returns every instance that carries a mark of the provider ID, whatever the installation; `list_scopes` every
+///     scope that can be looked into. What could not be seen is an error.
+pub(crate) async fn every_mark_of_the_provider_is_listed<D: Door>(door: &D) {
+    // A provider of its own: other laws run beside. One begins as the other does.
+    let provider = fresh("marks");
+    let longer = format!("{provider}-longer");
+    let mut made = Vec::new();
+    for (name, provider, installation) in [
+        ("mine", &provider, "one"),
+        ("earlier", &provider, "two"),
+        ("other", &longer, "one"),
+    ] {
+        let mut spec = spec(door, &fresh(name)).await;
+        spec.instance.mark.provider.clone_from(provider);
+        installation.clone_into(&mut spec.instance.mark.installation);
+        made.push(create(door, &spec).await);
+    }
+    let stranger = fresh("stranger");
+    door.plant_stranger(&stranger).await;
+
+    let [scope, elsewhere] = door.scopes();
+    assert!(door.cloud().list_scopes().await.unwrap().contains(&scope));
+    let list = |scope: super::Scope<D>, provider: String| async move {
+        let mut listed: Vec<_> = door
+            .cloud()
+            .list_marked(&scope, &provider)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|marked| (marked.name, marked.id, marked.mark))
+            .collect();
+        listed.sort_by(|one, other| one.0.cmp(&other.0));
+        listed
+    };
+    let mut expected: Vec<_> = made
+        .iter()
+        .take(2)
+        .map(|made| (made.name.clone(), made.id.clone(), Some(made.mark.clone())))
+        .collect();
+    expected.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(list(scope.clone(), provider.clone()).await, expected);
+    assert_eq!(list(elsewhere, provider.clone()).await, []);
+    for (cloud, kind) in [
+        (door.refused().await, ErrorKind::Denied),
+        (door.unreachable().await, ErrorKind::Unavailable),
+    ] {
+        assert_eq!(cloud.list_scopes().await.unwrap_err().kind, kind);
+        let listed = cloud.list_marked(&scope, &provider).await;
+        assert_eq!(listed.unwrap_err().kind, kind);
+    }
+    for asked in &made {
+        delete(door, asked).await;
+    }
+    assert_eq!(list(scope, provider).await, []);
+    assert!(door.remove_stranger(&stranger).await);
 }

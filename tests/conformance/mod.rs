@@ -237,6 +237,7 @@ macro_rules! conformance {
             every_failure_has_its_kind,
             names_and_user_data_at_the_limit_work,
             what_is_dropped_anywhere_converges,
+            every_mark_of_the_provider_is_listed,
         );
     };
     (@ $door:ty, $test:meta, $($law:ident),* $(,)?) => {

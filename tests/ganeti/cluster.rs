@@ -2,13 +2,14 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Once;
 
 use omni_infra_provider::backends::ganeti::{Ganeti, Pin, Settings, Trust};
 use omni_infra_provider::secret::Secret;
 use tokio::process::Command;
+
+use crate::support::peer::say;
 
 /// A cluster.
 #[derive(Debug, Clone)]
@@ -45,9 +46,7 @@ impl Cluster {
             );
             static SAID: Once = Once::new();
             SAID.call_once(|| {
-                let line = "the tests on a real Ganeti did not run: make test-ganeti";
-                // Seen even of a test that passes: only what the print macros write is captured.
-                let _ = writeln!(std::io::stderr(), "\n{line}");
+                say("the tests on a real Ganeti did not run: make test-ganeti");
             });
         }
         cluster

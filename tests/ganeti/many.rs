@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::cluster::Cluster;
 use super::stories::{CLASS, fresh};
 use super::world::World;
+use crate::support::peer::say;
 
 const MACHINES: usize = 50;
 
@@ -45,7 +46,10 @@ async fn fifty_machines_beside_fifty_of_the_command_line() {
     }
     adding.join_all().await;
     let by_hand = begun.elapsed();
-    println!("command line: {MACHINES} up in {:.1} s", by_hand.as_secs_f64());
+    say(&format!(
+        "command line: {MACHINES} up in {:.1} s",
+        by_hand.as_secs_f64()
+    ));
 
     let mut world = World::start(cluster.clone()).await;
     let (begun, before) = (Instant::now(), cost());
@@ -56,13 +60,13 @@ async fn fifty_machines_beside_fifty_of_the_command_line() {
         world.until_joined(name).await;
     }
     let (up, after, calls) = (begun.elapsed(), cost(), world.rapi_calls());
-    println!(
+    say(&format!(
         "daemon: {MACHINES} up and joined in {:.1} s, {calls} RAPI calls, {:.1} s of processor (with Omni and the machines in \
          the same process), {} MiB at most",
         up.as_secs_f64(),
         after.0 - before.0,
         after.1
-    );
+    ));
     let begun = Instant::now();
     for name in &ours {
         world.omni.teardown_request(name).unwrap();
@@ -70,11 +74,11 @@ async fn fifty_machines_beside_fifty_of_the_command_line() {
     for name in &ours {
         world.until_gone(name).await;
     }
-    println!(
+    say(&format!(
         "daemon: {MACHINES} gone in {:.1} s, {} RAPI calls",
         begun.elapsed().as_secs_f64(),
         world.rapi_calls() - calls
-    );
+    ));
     let mut removing = tokio::task::JoinSet::new();
     for name in theirs {
         let cluster = cluster.clone();

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
 use super::world::{Fate, World};
+use crate::support::peer::say;
 
 /// Provider data of a machine that fits anywhere.
 pub(crate) const CLASS: &str = "\
@@ -121,7 +122,7 @@ async fn whatever_call_is_the_daemons_last_there_is_one_machine_and_nothing_afte
             last = last.max(k);
         }
     }
-    println!("{points} points, the last of them call {last}");
+    say(&format!("{points} points, the last of them call {last}"));
     assert!(
         points > 30,
         "the story is shorter than it should be: {points} points"
@@ -247,7 +248,7 @@ async fn a_status_line_says_what_to_change() {
     }
     let lines = telling.join_all().await;
     cluster.remove("full-pool").await;
-    println!("{}", lines.join("\n"));
+    say(&lines.join("\n"));
     for line in lines {
         assert!(line.contains("next try within"), "{line}");
     }

@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 use omni_infra_provider::backends::ganeti::{Ganeti, Settings as Site, Trust};
 use omni_infra_provider::daemon::{self, Parts};
 use omni_infra_provider::engine::download;
+use omni_infra_provider::engine::orphans::Policy;
 use omni_infra_provider::machine::Pace;
 use omni_infra_provider::omni::kinds::{
     ConfigPatchRequests, InfraProviderStatusSpec, MachineRequestSpec, MachineRequestStatusSpec,
@@ -259,6 +260,7 @@ impl World {
                 ..InfraProviderStatusSpec::default()
             },
             downloads: download::Settings::default(),
+            orphans: Policy::Report,
             nameservers: self.nameservers.clone(),
             concurrency: 16,
             pace: self.pace,

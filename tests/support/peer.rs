@@ -102,7 +102,7 @@ fn no_go(reason: &str) {
 }
 
 /// A line that is seen even of a test that passes: only what the print macros write is captured.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "\n{line}");
 }
 

@@ -188,14 +188,15 @@ fn disks(class: &GanetiClass) -> Vec<Value> {
     std::iter::once(boot)
         .chain(more)
         .map(|(size, vg)| {
-            let mut disk = json!({"size": size});
+            let mut disk = Map::new();
+            disk.insert("size".to_owned(), json!(size));
             if !vg.is_empty() {
-                disk["vg"] = json!(vg);
+                disk.insert("vg".to_owned(), json!(vg));
             }
             if class.disk_template == DiskTemplate::Ext {
-                disk["provider"] = json!(class.disk_provider);
+                disk.insert("provider".to_owned(), json!(class.disk_provider));
             }
-            disk
+            Value::Object(disk)
         })
         .collect()
 }

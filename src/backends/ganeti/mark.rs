@@ -31,6 +31,13 @@ impl Owner {
         }
     }
 
+    /// Whether it is one of this provider's in this group and, where one is named, of this installation.
+    pub(super) fn is_within(&self, group: &Group, provider: &str, installation: Option<&str>) -> bool {
+        self.group == group.0
+            && self.mark.provider == provider
+            && installation.is_none_or(|installation| self.mark.installation == installation)
+    }
+
     /// The tags that say so.
     pub(super) fn tags(&self) -> Vec<String> {
         let mut tags = Vec::new();
@@ -72,10 +79,12 @@ impl Owner {
     }
 }
 
-/// The tags that every instance of one provider and installation in a group has, and no other.
-pub(super) fn shared_tags(provider: &str, installation: &str, group: &str) -> Vec<String> {
-    [(PROVIDER, provider), (INSTALLATION, installation), (GROUP, group)]
+/// The tags that every instance of one provider in a group has, and no other; of one installation alone, where one is named.
+pub(super) fn shared_tags(provider: &str, installation: Option<&str>, group: &str) -> Vec<String> {
+    let installation = installation.map(|installation| (INSTALLATION, installation));
+    [(PROVIDER, provider), (GROUP, group)]
         .into_iter()
+        .chain(installation)
         .flat_map(|(name, value)| written(name, value))
         .collect()
 }

@@ -13,7 +13,7 @@
 //!
 //! *Cancel safety.* Every verb may be dropped at any await. A job that was submitted goes on, and the next look meets it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::cloud::{
     BootProfile, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef,
-    InstanceSpec, InstanceState, Legacy, Limits, Result, Scope,
+    InstanceSpec, InstanceState, Legacy, Limits, Marked, Result, Scope,
 };
 
 mod class;
@@ -176,6 +176,36 @@ impl Ganeti {
     async fn standing_of(&self, works: &[Work], theirs: &Theirs) -> std::result::Result<Standing, Failure> {
         let mut standings = self.standings(works, &[theirs]).await?;
         standings.pop().ok_or_else(Failure::not_rapi)
+    }
+
+    /// What carries a mark of this provider and, where one is named, this installation, and was made for this group.
+    async fn marked(
+        &self,
+        works: &[Work],
+        group: &Group,
+        provider: &str,
+        installation: Option<&str>,
+    ) -> std::result::Result<Vec<(Theirs, Owner, Standing)>, Failure> {
+        let mut filter = vec![json!("&")];
+        let tags = mark::shared_tags(provider, installation, &group.0);
+        filter.extend(tags.iter().map(|tag| json!(["=[]", "tags", tag])));
+        let rows = self
+            .client
+            .query("instance", &convert::FIELDS, Value::Array(filter))
+            .await?;
+        let mut found = Vec::new();
+        for row in rows {
+            let theirs = Theirs::of_row(row).ok_or_else(Failure::not_rapi)?;
+            // The tags of a longer value begin with those of a shorter one.
+            let owner = theirs
+                .owner()
+                .filter(|owner| owner.is_within(group, provider, installation));
+            found.extend(owner.map(|owner| (theirs, owner)));
+        }
+        let instances: Vec<&Theirs> = found.iter().map(|(theirs, _)| theirs).collect();
+        let standings = self.standings(works, &instances).await?;
+        let standing = |((theirs, owner), standing)| (theirs, owner, standing);
+        Ok(found.into_iter().zip(standings).map(standing).collect())
     }
 
     /// Submits the removal of this very instance.
@@ -426,33 +456,12 @@ impl Cloud for Ganeti {
     ) -> Result<Vec<Instance>> {
         let fault = |failure: Failure| failure.error("list instances", format!("node group {scope}"));
         let works = self.jobs.now(&self.client).await.map_err(fault)?;
-        let mut filter = vec![json!("&")];
-        let tags = mark::shared_tags(provider, installation, &scope.0);
-        filter.extend(tags.iter().map(|tag| json!(["=[]", "tags", tag])));
-        let rows = self
-            .client
-            .query("instance", &convert::FIELDS, Value::Array(filter))
-            .await
-            .map_err(fault)?;
-        let ours = |owner: &Owner| {
-            owner.mark.provider == provider
-                && owner.mark.installation == installation
-                && owner.group == scope.0
-        };
-        let mut found = Vec::new();
-        for row in rows {
-            let theirs = Theirs::of_row(row).ok_or_else(|| fault(Failure::not_rapi()))?;
-            if let Some(owner) = theirs.owner().filter(&ours) {
-                found.push((theirs, owner));
-            }
-        }
-        let instances: Vec<&Theirs> = found.iter().map(|(theirs, _)| theirs).collect();
-        let standings = self.standings(&works, &instances).await.map_err(fault)?;
+        let marked = self.marked(&works, scope, provider, Some(installation));
+        let found = marked.await.map_err(fault)?;
         let mut listed: Vec<Instance> = found
             .iter()
-            .zip(standings)
-            .filter_map(|((theirs, owner), standing)| match standing {
-                Standing::In(state) => Some(theirs.show(owner.clone(), state)),
+            .filter_map(|(theirs, owner, standing)| match standing {
+                Standing::In(state) => Some(theirs.show(owner.clone(), state.clone())),
                 // For a find to show.
                 Standing::Leftover(_) => None,
             })
@@ -461,13 +470,49 @@ impl Cloud for Ganeti {
             .iter()
             .filter(|work| work.is_open() && work.kind == Kind::Create)
         {
-            let owner = Owner::of_comment(&work.comment).filter(&ours);
-            let listed_already = found.iter().any(|(theirs, _)| theirs.name == work.instance);
+            let owner = Owner::of_comment(&work.comment)
+                .filter(|owner| owner.is_within(scope, provider, Some(installation)));
+            let listed_already = found.iter().any(|(theirs, ..)| theirs.name == work.instance);
             if let Some(owner) = owner.filter(|_| !listed_already) {
                 listed.push(convert::in_flight(&work.instance, work.job, owner));
             }
         }
         Ok(listed)
+    }
+
+    /// The node groups that there are, and those that were when something of ours was made. Two calls.
+    async fn list_scopes(&self) -> Result<Vec<Group>> {
+        let fault = |failure: Failure| failure.error("list scopes", "the cluster's node groups");
+        let text = |row: Vec<Value>| row.first()?.as_str().map(str::to_owned);
+        let groups = self.client.query("group", &["name"], Value::Null).await;
+        let groups = groups.map_err(fault)?.into_iter().map(text);
+        let mut names: BTreeSet<String> = groups
+            .collect::<Option<_>>()
+            .ok_or_else(|| fault(Failure::not_rapi()))?;
+        // A group that was renamed or removed since is still the one of their marks.
+        let tags = self.client.query("instance", &["tags"], Value::Null).await;
+        for row in tags.map_err(fault)? {
+            let tags: Vec<String> = row
+                .into_iter()
+                .next()
+                .and_then(|tags| serde_json::from_value(tags).ok())
+                .ok_or_else(|| fault(Failure::not_rapi()))?;
+            names.extend(Owner::read(tags.iter().map(String::as_str)).map(|owner| owner.group));
+        }
+        Ok(names.into_iter().map(Group).collect())
+    }
+
+    /// Two calls; three where some were just made. A creation in flight is the next look's.
+    async fn list_marked(&self, scope: &Group, provider: &str) -> Result<Vec<Marked>> {
+        let fault = |failure: Failure| failure.error("list marked", format!("node group {scope}"));
+        let works = self.jobs.now(&self.client).await.map_err(fault)?;
+        let found = self.marked(&works, scope, provider, None).await.map_err(fault)?;
+        let shown = |(theirs, owner, standing): (Theirs, Owner, Standing)| Marked {
+            name: theirs.name,
+            id: matches!(standing, Standing::In(_)).then_some(theirs.uuid),
+            mark: Some(owner.mark),
+        };
+        Ok(found.into_iter().map(shown).collect())
     }
 }
 

@@ -12,6 +12,10 @@ use oxide::types;
 
 use super::convert::KIND;
 use crate::cloud::{CloudError, ErrorKind};
+use crate::words::one_line;
+
+/// Most characters of the API's own words that are shown.
+const MESSAGE_CHARS: usize = 500;
 
 /// What the failure of a call comes down to, before anybody knows which verb it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +79,15 @@ impl Failure {
         }
     }
 
+    /// A list whose pages lead nowhere.
+    pub(super) fn endless() -> Self {
+        Self {
+            sort: Sort::Kind(ErrorKind::Unexpected),
+            words: "the API's list does not end".to_owned(),
+            source: None,
+        }
+    }
+
     /// A refusal of our own, before anything was sent.
     pub(super) fn rejected(words: String) -> Self {
         Self {
@@ -113,7 +126,10 @@ impl From<oxide::Error<types::Error>> for Failure {
                 let advice = advice(status, code, &body.message);
                 Self {
                     sort,
-                    words: format!("{} (HTTP {status}){advice}", body.message),
+                    words: format!(
+                        "{} (HTTP {status}){advice}",
+                        one_line(&body.message, MESSAGE_CHARS)
+                    ),
                     // Another one each time: it is for the log, not for a status line that is compared.
                     source: Some(format!("request {} of the API", body.request_id).into()),
                 }

@@ -10,8 +10,8 @@
 //! import sweeps those that are old, and those whose image exists by now. A snapshot is deleted before its
 //! disk, so that the disk's mark speaks for both.
 //!
-//! *Assumptions.* A chunk may be written again and again (it is the same chunk); so this file repeats chunk
-//! writes, and no other mutation.
+//! *Assumptions.* A chunk may be written again and again (it is the same chunk), and so is a scratch disk
+//! cleared away: by what a new look shows of it. This file repeats these two, and no other mutation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -51,6 +51,9 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(120);
 const CHUNK_TRIES: u32 = 8;
 /// Shortest pause before a chunk is written again; doubles each time.
 const CHUNK_PAUSE: Duration = Duration::from_millis(250);
+/// How often a scratch disk is cleared away before it is left to a later sweep: there may be none for long.
+/// With the pauses above this gets over lost answers, not over an outage.
+const CLEAR_TRIES: u32 = 4;
 /// Longest pause before a chunk is written again.
 const CHUNK_PAUSE_MOST: Duration = Duration::from_secs(8);
 /// Age at which a scratch disk of another process is taken for abandoned: longer than any import takes.
@@ -496,7 +499,7 @@ impl Oxide {
                 rivals |= theirs == image;
                 continue;
             }
-            if let Err(failure) = self.clear(scope, disk).await {
+            if let Err(failure) = self.clear_by_id(scope, disk.id).await {
                 tracing::warn!(
                     disk = disk.name.as_str(),
                     failure = failure.words,
@@ -516,8 +519,22 @@ impl Oxide {
         view.send().await.is_ok()
     }
 
-    /// Removes a scratch disk in whatever state it is by now.
+    /// Removes a scratch disk in whatever state it is by now. Where an answer does not come, a new look shows
+    /// what there is left to do.
     async fn clear_by_id(&self, scope: &Project, disk: Uuid) -> std::result::Result<(), Failure> {
+        let mut pause = CHUNK_PAUSE;
+        for _ in 1..CLEAR_TRIES {
+            match self.look_and_clear(scope, disk).await {
+                Err(failure) if failure.sort == Sort::Kind(ErrorKind::Unavailable) => {}
+                cleared => return cleared,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        self.look_and_clear(scope, disk).await
+    }
+
+    async fn look_and_clear(&self, scope: &Project, disk: Uuid) -> std::result::Result<(), Failure> {
         let seen = self.client.disk_view().disk(disk).send().await;
         match absent_is_none(seen)? {
             Some(disk) => self.clear(scope, &disk).await,

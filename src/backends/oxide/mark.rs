@@ -73,6 +73,15 @@ pub(super) fn owner(description: &str) -> Option<Owner> {
     }))
 }
 
+/// The mark of an instance, or of what was made for one, if it is this provider's: `Some(None)` for the bare sentence.
+pub(super) fn of_provider(description: &str, provider: &str) -> Option<Option<Mark>> {
+    match owner(description)? {
+        Owner::Marked(mark) if mark.provider == provider => Some(Some(mark)),
+        Owner::Bare(bare) if bare == provider => Some(None),
+        Owner::Marked(_) | Owner::Bare(_) | Owner::Import { .. } => None,
+    }
+}
+
 /// What a mark makes of an instance that has the name we asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Claim {
@@ -145,13 +154,15 @@ pub(super) fn interface_name(index: usize, instance: &str) -> String {
 
 /// Whether an instance of this name would give one of its disks that name.
 fn is_derived_disk_name(disk: &str, instance: &str) -> bool {
-    disk == instance
-        || disk
-            .strip_prefix("disk-")
-            .and_then(|rest| rest.split_once('-'))
-            .is_some_and(|(index, name)| {
-                index.len() == 2 && index.bytes().all(|digit| digit.is_ascii_digit()) && name == instance
-            })
+    disk == instance || instance_of_disk(disk) == instance
+}
+
+/// The instance that would give one of its disks that name.
+pub(super) fn instance_of_disk(disk: &str) -> &str {
+    disk.strip_prefix("disk-")
+        .and_then(|rest| rest.split_once('-'))
+        .filter(|(index, _)| index.len() == 2 && index.bytes().all(|digit| digit.is_ascii_digit()))
+        .map_or(disk, |(_, name)| name)
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use futures_util::TryStreamExt;
 use oxide::prelude::*;
 use oxide::types;
 use serde::{Deserialize, Serialize};
@@ -24,7 +23,7 @@ use uuid::Uuid;
 
 use crate::cloud::{
     BootProfile, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef,
-    InstanceSpec, Legacy, Limits, Mark, Result, Scope,
+    InstanceSpec, Legacy, Limits, Mark, Marked, Result, Scope,
 };
 
 mod class;
@@ -47,6 +46,8 @@ use mark::{Claim, Owner};
 
 /// Items per page of a list. Nexus allows far more; a page of a thousand disks is about half a megabyte.
 const PAGE: u32 = 1000;
+/// Most pages of a list: many times what a rack holds. What goes on for longer does not end.
+const PAGES: usize = 200;
 /// Most instances whose last look is remembered.
 const LOOKS: usize = 10_000;
 
@@ -137,13 +138,38 @@ impl Oxide {
 
     /// All disks of the project.
     async fn disks(&self, project: &Project) -> std::result::Result<Vec<types::Disk>, Failure> {
-        let disks = self
-            .client
-            .disk_list()
-            .project(project.param()?)
-            .limit(PAGE)
-            .stream();
-        disks.try_collect().await.map_err(Failure::from)
+        let project = project.param()?;
+        all_pages(|token| {
+            let list = self.client.disk_list().limit(PAGE);
+            // A token names the project too.
+            let page = match token {
+                None => list.project(project.clone()),
+                Some(token) => list.page_token(token),
+            };
+            async move {
+                let page = page.send().await?.into_inner();
+                Ok((page.items, page.next_page))
+            }
+        })
+        .await
+    }
+
+    /// All instances of the project, whoever made them.
+    async fn instances(&self, project: &Project) -> std::result::Result<Vec<types::Instance>, Failure> {
+        let project = project.param()?;
+        all_pages(|token| {
+            let list = self.client.instance_list().limit(PAGE);
+            // A token names the project too.
+            let page = match token {
+                None => list.project(project.clone()),
+                Some(token) => list.page_token(token),
+            };
+            async move {
+                let page = page.send().await?.into_inner();
+                Ok((page.items, page.next_page))
+            }
+        })
+        .await
     }
 
     fn remember(&self, theirs: &types::Instance, asked: &InstanceRef<Project>) {
@@ -202,6 +228,26 @@ impl Oxide {
         }
         Ok(())
     }
+}
+
+/// Everything that a list holds. The crate's own stream of it asks for ever where the answers lead in a circle.
+async fn all_pages<T, P>(mut page: impl FnMut(Option<String>) -> P) -> std::result::Result<Vec<T>, Failure>
+where
+    P: Future<Output = std::result::Result<(Vec<T>, Option<String>), Failure>>,
+{
+    let (mut all, mut token) = (Vec::new(), None);
+    for _ in 0..PAGES {
+        let (items, next) = page(token.clone()).await?;
+        all.extend(items);
+        if next.is_none() {
+            return Ok(all);
+        }
+        if next == token {
+            break;
+        }
+        token = next;
+    }
+    Err(Failure::endless())
 }
 
 fn absent_is_none<T>(
@@ -492,16 +538,12 @@ impl Cloud for Oxide {
         installation: &str,
     ) -> Result<Vec<Instance>> {
         const VERB: &str = "list instances";
-        let project = scope
-            .param()
-            .map_err(|failure| unless_hidden(failure, VERB, scope))?;
-        let mut all = self.client.instance_list().project(project).limit(PAGE).stream();
-        let mut ours = Vec::new();
-        while let Some(theirs) = all
-            .try_next()
+        let all = self
+            .instances(scope)
             .await
-            .map_err(|error| unless_hidden(error.into(), VERB, scope))?
-        {
+            .map_err(|failure| unless_hidden(failure, VERB, scope))?;
+        let mut ours = Vec::new();
+        for theirs in all {
             let mark = match mark::owner(&theirs.description) {
                 Some(Owner::Marked(mark))
                     if mark.provider == provider && mark.installation == installation =>
@@ -514,6 +556,60 @@ impl Cloud for Oxide {
             ours.extend(convert::instance(&theirs, mark));
         }
         Ok(ours)
+    }
+
+    /// One call for each thousand projects that the token may see.
+    async fn list_scopes(&self) -> Result<Vec<Project>> {
+        let projects: Vec<types::Project> = all_pages(|token| {
+            let list = self.client.project_list().limit(PAGE);
+            let page = match token {
+                None => list,
+                Some(token) => list.page_token(token),
+            };
+            async move {
+                let page = page.send().await?.into_inner();
+                Ok((page.items, page.next_page))
+            }
+        })
+        .await
+        .map_err(|failure| failure.error("list scopes", "the silo's projects"))?;
+        let names = projects
+            .into_iter()
+            .map(|project| Project(project.name.to_string()));
+        Ok(names.collect())
+    }
+
+    /// One call for each thousand disks and one for each thousand instances of the project, whoever made them.
+    async fn list_marked(&self, scope: &Project, provider: &str) -> Result<Vec<Marked>> {
+        const VERB: &str = "list marked";
+        let hidden = |failure| unless_hidden(failure, VERB, scope);
+        // Disks first: what is made in between is an instance with disks that were not listed, never the other way round.
+        let disks = self.disks(scope).await.map_err(hidden)?;
+        let instances = self.instances(scope).await.map_err(hidden)?;
+        let ours = |description: &str| mark::of_provider(description, provider);
+        let mut seen = HashSet::new();
+        let mut marked = Vec::new();
+        for theirs in &instances {
+            if let Some(mark) = ours(&theirs.description)
+                && theirs.run_state != types::InstanceState::Destroyed
+            {
+                let name = theirs.name.to_string();
+                let id = Some(theirs.id.to_string());
+                seen.insert((name.clone(), mark.clone()));
+                marked.push(Marked { name, id, mark });
+            }
+        }
+        for disk in &disks {
+            if let Some(mark) = ours(&disk.description)
+                && !matches!(disk.state, types::DiskState::Destroyed)
+            {
+                let name = mark::instance_of_disk(&disk.name).to_owned();
+                if seen.insert((name.clone(), mark.clone())) {
+                    marked.push(Marked { name, id: None, mark });
+                }
+            }
+        }
+        Ok(marked)
     }
 }
 

@@ -640,6 +640,7 @@ async fn a_project_out_of_sight_is_never_an_absence() {
     denied("find", oxide.find_instance(&spec.instance).await.err());
     denied("find by id", oxide.find_instance(&web).await.err());
     denied("list", oxide.list_instances(&project(), "oxide", "x").await.err());
+    denied("list", oxide.list_marked(&project(), "oxide").await.err());
     denied("image", oxide.find_image(&project(), &key()).await.err());
     denied("create", oxide.create_instance(&spec).await.err());
     denied("delete", oxide.delete_instance(&web).await.err());
@@ -708,6 +709,88 @@ async fn a_list_has_all_of_ours_and_nobody_elses() {
     listed.sort();
     let ours = |name: &str| (name.to_owned(), Some(name.to_owned()));
     assert_eq!(listed, [ours("a"), ours("b"), ("c".to_owned(), None), ours("d")]);
+}
+
+#[tokio::test]
+async fn what_is_marked_is_listed_once_of_every_installation_and_with_what_is_left() {
+    let world = World::start().await;
+    let ours = asked("a").mark;
+    let other = Mark {
+        installation: "else".to_owned(),
+        ..asked("b").mark
+    };
+    let left = asked("left").mark;
+    for (name, description) in [
+        ("a", mark::describe(&ours)),
+        ("b", mark::describe(&other)),
+        ("c", bare("oxide")),
+        ("d", bare("two")),
+        ("e", "a database".to_owned()),
+    ] {
+        world.api.plant_instance(PROJECT, name, &description).unwrap();
+    }
+    let detached = types::DiskState::Detached;
+    for (name, description) in [
+        // The instance is there: its disks are no news.
+        ("disk-00-a", mark::describe(&ours)),
+        ("left", mark::describe(&left)),
+        ("disk-00-left", mark::describe(&left)),
+        ("disk-07-gone", bare("oxide")),
+        ("scratch", mark::describe_import("oxide", "talos-1")),
+        ("backup", "backup".to_owned()),
+    ] {
+        world
+            .api
+            .plant_disk(PROJECT, name, description.as_str(), detached.clone())
+            .unwrap();
+    }
+    assert_eq!(world.oxide.list_scopes().await.unwrap(), [project()]);
+    let mut marked: Vec<_> = world
+        .oxide
+        .list_marked(&project(), "oxide")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|it| (it.name, it.id.is_some(), it.mark))
+        .collect();
+    marked.sort_by(|one, other| one.0.cmp(&other.0));
+    let of = |name: &str, instance, mark| (name.to_owned(), instance, mark);
+    assert_eq!(
+        marked,
+        [
+            of("a", true, Some(ours)),
+            of("b", true, Some(other)),
+            of("c", true, None),
+            of("gone", false, None),
+            of("left", false, Some(left)),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_list_that_leads_in_a_circle_ends() {
+    let world = World::start().await;
+    for page in [r#"{"items":[],"next_page":"a"}"#.to_owned(), String::new()] {
+        let asked = AtomicUsize::new(0);
+        world.hook(move |_, _| Verdict::Raw {
+            status: 200,
+            body: match page.as_str() {
+                // Always another page.
+                "" => format!(
+                    r#"{{"items":[],"next_page":"{}"}}"#,
+                    asked.fetch_add(1, Ordering::SeqCst)
+                ),
+                page => page.to_owned(),
+            },
+        });
+        let error = world
+            .oxide
+            .list_instances(&project(), "oxide", "x")
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unexpected);
+        assert!(error.to_string().contains("does not end"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -864,6 +947,24 @@ async fn an_import_makes_the_image_byte_for_byte_and_leaves_nothing_else() {
         made
     );
     assert_eq!(source.opened.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn an_import_leaves_no_scratch_even_if_an_answer_is_lost_while_it_clears_up() {
+    for call in ["disk_view", "snapshot_delete", "disk_delete"] {
+        let world = World::start().await;
+        let lost = AtomicUsize::new(0);
+        world.hook(move |operation, moment| {
+            let first =
+                (operation, moment) == (call, Moment::After) && lost.fetch_add(1, Ordering::Relaxed) == 0;
+            if first { Verdict::Drop } else { Verdict::Proceed }
+        });
+        let (_, source) = source(0);
+        let imported = world.oxide.import_image(&project(), &key(), &source).await;
+        assert!(imported.is_ok(), "{call}: {imported:?}");
+        assert!(world.api.called(call) > 0, "{call}");
+        world.nothing_but_images();
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,9 @@
 //! It is modelled on Oxide, the strictest of our clouds: names are unique in a zone, an instance is created stopped, must be
 //! stopped before it is deleted, and leaves its disk behind. Time passes by tokio's clock.
 
-use std::collections::BTreeMap;
+mod ledger;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +17,11 @@ use tokio::time::sleep;
 
 use crate::cloud::{
     BootProfile, BoxFuture, Cloud, CloudError, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Result, Scope, Timestamp, UserData,
+    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Mark, Marked, Result, Scope, Timestamp,
+    UserData,
 };
+
+pub use ledger::{Change, Did, Owned};
 
 /// A zone of the simulated cloud.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -159,6 +164,7 @@ struct World {
     on_event: Option<OnEvent>,
     blind: bool,
     next_id: u64,
+    changes: Vec<Change>,
 }
 
 /// The simulated cloud. Clones are the same cloud.
@@ -206,6 +212,13 @@ impl Sim {
             .collect()
     }
 
+    /// The vendor's ID of an instance.
+    #[must_use]
+    pub fn instance_id(&self, zone: &str, name: &str) -> Option<String> {
+        let key = (Zone(zone.to_owned()), name.to_owned());
+        self.lock().machines.get(&key).map(|machine| machine.id.clone())
+    }
+
     /// Every disk, whoever's.
     #[must_use]
     pub fn disks(&self) -> Vec<(String, String)> {
@@ -243,6 +256,11 @@ impl Sim {
         self.plant(zone, name, Some(Owner::Bare(provider.to_owned())))
     }
 
+    /// An instance that carries this mark, running; returns its ID.
+    pub fn plant_marked(&self, zone: &str, name: &str, mark: Mark) -> String {
+        self.plant(zone, name, Some(Owner::Ours(mark)))
+    }
+
     fn plant(&self, zone: &str, name: &str, mark: Option<Owner>) -> String {
         let now = tokio::time::Instant::now();
         let mut world = self.lock();
@@ -272,6 +290,12 @@ impl Sim {
         let mut world = self.lock();
         world.machines.remove(&key);
         world.disks.remove(&key);
+    }
+
+    /// An instance goes and its disk stays, as after a creation that failed half-way.
+    pub fn lose_instance(&self, zone: &str, name: &str) {
+        let key = (Zone(zone.to_owned()), name.to_owned());
+        self.lock().machines.remove(&key);
     }
 
     /// Somebody stops an instance behind the daemon's back.
@@ -545,6 +569,7 @@ impl Cloud for Sim {
                 started: None,
                 user_data: spec.user_data.clone(),
             };
+            world.note(Did::Create, &key, machine.mark.as_ref());
             world.machines.insert(key, machine);
             Ok(())
         })
@@ -555,7 +580,8 @@ impl Cloud for Sim {
         let start = self.pace.start;
         self.call("start instance", &instance.name, |world, now| {
             let on_event = world.on_event.clone();
-            let Some(machine) = world.machines.get_mut(&key(instance)) else {
+            let key = key(instance);
+            let Some(machine) = world.machines.get_mut(&key) else {
                 let what = format!("{}: it is gone", instance.name);
                 return Err(fault("start instance", ErrorKind::Busy, what));
             };
@@ -576,6 +602,8 @@ impl Cloud for Sim {
                         after: start,
                     });
                 }
+                let mark = machine.mark.clone();
+                world.note(Did::Start, &key, mark.as_ref());
             }
             Ok(())
         })
@@ -596,6 +624,7 @@ impl Cloud for Sim {
                     let what = format!("{}: an instance exists", instance.name);
                     return Err(fault("delete instance", ErrorKind::Busy, what));
                 }
+                let mark = machine.mark.clone();
                 match machine.state(now) {
                     InstanceState::Running | InstanceState::Broken(_) => {
                         machine.power = Power::Changing {
@@ -607,6 +636,7 @@ impl Cloud for Sim {
                                 uuid: machine.id.clone(),
                             });
                         }
+                        world.note(Did::Stop, &key, mark.as_ref());
                     }
                     InstanceState::Starting => {
                         let what = format!("{}: it is changing its state", instance.name);
@@ -614,6 +644,7 @@ impl Cloud for Sim {
                     }
                     InstanceState::Stopped => {
                         world.machines.remove(&key);
+                        world.note(Did::Remove, &key, mark.as_ref());
                     }
                 }
                 return Ok(());
@@ -623,7 +654,8 @@ impl Cloud for Sim {
                 .get(&key)
                 .is_some_and(|disk| Owner::owns(disk.mark.as_ref(), instance));
             if ours {
-                world.disks.remove(&key);
+                let disk = world.disks.remove(&key);
+                world.note(Did::Sweep, &key, disk.and_then(|disk| disk.mark).as_ref());
             }
             Ok(())
         })
@@ -647,6 +679,44 @@ impl Cloud for Sim {
                 .iter()
                 .filter(|((zone, _), machine)| zone == scope && ours(&machine.mark))
                 .map(|((_, name), machine)| self.instance(name, machine, now))
+                .collect())
+        })
+        .await
+    }
+
+    async fn list_scopes(&self) -> Result<Vec<Zone>> {
+        self.call("list scopes", "", |world, _| {
+            let places = world.machines.keys().chain(world.disks.keys());
+            let zones: BTreeSet<Zone> = places.map(|(zone, _)| zone.clone()).collect();
+            Ok(zones.into_iter().collect())
+        })
+        .await
+    }
+
+    async fn list_marked(&self, scope: &Zone, provider: &str) -> Result<Vec<Marked>> {
+        self.call("list marked", &scope.0, |world, _| {
+            let marked = |name: &str, id: Option<&String>, mark: Option<&Owner>| {
+                let mark = match mark? {
+                    Owner::Ours(mark) if mark.provider == provider => Some(mark.clone()),
+                    Owner::Bare(bare) if bare == provider => None,
+                    Owner::Ours(_) | Owner::Bare(_) => return None,
+                };
+                Some(Marked {
+                    name: name.to_owned(),
+                    id: id.cloned(),
+                    mark,
+                })
+            };
+            let here = |(zone, _): &&(Zone, String)| zone == scope;
+            let machines = world.machines.iter().filter(|(key, _)| here(key));
+            let disks = world
+                .disks
+                .iter()
+                .filter(|(key, _)| here(key) && !world.machines.contains_key(key));
+            let machines =
+                machines.filter_map(|((_, name), it)| marked(name, Some(&it.id), it.mark.as_ref()));
+            Ok(machines
+                .chain(disks.filter_map(|((_, name), it)| marked(name, None, it.mark.as_ref())))
                 .collect())
         })
         .await

@@ -1,0 +1,170 @@
+//! Finds the rate of calls that a site takes: unbounded until it says "too many", then just below what it took.
+//!
+//! As TCP finds its rate: down by a share when refused, at most once a second, and slowly up while all goes well. The first
+//! bound is what the site answered in the second before. A cloud that refuses above ten calls a second is driven at about ten.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What is left of the rate after a refusal.
+const CUT: f64 = 0.8;
+
+/// What each answered call adds to the rate, in calls a second: at ten calls a second a fifth of a call each second.
+const GROWTH: f64 = 0.02;
+
+/// Refusals that come closer together are about the same crowd of calls.
+const ONE_CROWD: Duration = Duration::from_secs(1);
+
+/// Without a refusal for so long there is no bound any more.
+const FORGET: Duration = Duration::from_secs(300);
+
+/// In calls a second. A slower site would not work at all.
+const LEAST: f64 = 1.0;
+
+/// The rate of calls to one site.
+#[derive(Debug)]
+pub(super) struct Rate {
+    bound: Option<Bound>,
+    /// Calls answered since `second`, and in the second before.
+    answered: (u32, u32),
+    second: Instant,
+}
+
+#[derive(Debug)]
+struct Bound {
+    per_second: f64,
+    next: Instant,
+    cut: Instant,
+}
+
+impl Rate {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            bound: None,
+            answered: (0, 0),
+            second: now,
+        }
+    }
+
+    /// When the next call may start.
+    pub(super) fn slot(&mut self, now: Instant) -> Instant {
+        if self
+            .bound
+            .as_ref()
+            .is_some_and(|bound| now.duration_since(bound.cut) > FORGET)
+        {
+            self.bound = None;
+        }
+        let Some(bound) = &mut self.bound else {
+            return now;
+        };
+        let slot = bound.next.max(now);
+        bound.next = slot + Duration::from_secs_f64(1.0 / bound.per_second);
+        slot
+    }
+
+    /// A call was answered, whatever the answer.
+    pub(super) fn answered(&mut self, now: Instant) {
+        self.roll(now);
+        self.answered.0 = self.answered.0.saturating_add(1);
+        if let Some(bound) = &mut self.bound {
+            bound.per_second += GROWTH;
+        }
+    }
+
+    /// The site told us to slow down.
+    pub(super) fn refused(&mut self, now: Instant) {
+        self.roll(now);
+        match &mut self.bound {
+            Some(bound) if now.duration_since(bound.cut) < ONE_CROWD => {}
+            Some(bound) => {
+                bound.per_second = (bound.per_second * CUT).max(LEAST);
+                bound.cut = now;
+            }
+            None => {
+                let took = self.answered.0.max(self.answered.1);
+                self.bound = Some(Bound {
+                    per_second: f64::from(took).max(LEAST),
+                    next: now,
+                    cut: now,
+                });
+            }
+        }
+    }
+
+    fn roll(&mut self, now: Instant) {
+        let age = now.duration_since(self.second).as_secs();
+        if age > 0 {
+            let before = if age == 1 { self.answered.0 } else { 0 };
+            self.answered = (0, before);
+            self.second += Duration::from_secs(age);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A site that takes so many calls in each second of the clock, driven by a crowd that never ends.
+    fn drive(takes: u32, at_once: usize, seconds: u64) -> (u32, u32) {
+        let begun = Instant::now();
+        let end = begun + Duration::from_secs(seconds);
+        let mut rate = Rate::new(begun);
+        let (mut taken, mut refused) = (0, 0);
+        let mut this_second = (0, 0);
+        let mut workers = vec![begun; at_once];
+        loop {
+            workers.sort_unstable();
+            let now = rate.slot(workers[0]);
+            if now >= end {
+                return (taken, refused);
+            }
+            let second = now.duration_since(begun).as_secs();
+            if this_second.0 != second {
+                this_second = (second, 0);
+            }
+            let answer = now + Duration::from_millis(20);
+            if this_second.1 < takes {
+                this_second.1 += 1;
+                taken += 1;
+                rate.answered(answer);
+                workers[0] = answer;
+            } else {
+                refused += 1;
+                rate.refused(answer);
+                // Whoever is refused looks again after a second.
+                workers[0] = answer + Duration::from_secs(1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_site_is_driven_at_what_it_takes_and_not_with_a_storm() {
+        for (takes, at_once) in [(10, 32), (10, 4), (50, 32), (2, 16)] {
+            let seconds = 120;
+            let (taken, refused) = drive(takes, at_once, seconds);
+            let most = takes * u32::try_from(seconds).unwrap();
+            assert!(taken * 100 >= most * 75, "{takes}/s: {taken} of {most}");
+            assert!(
+                refused * 10 <= taken + 400,
+                "{takes}/s: {refused} refused, {taken} taken"
+            );
+        }
+    }
+
+    #[test]
+    fn a_site_that_never_refuses_is_not_held_back() {
+        let now = Instant::now();
+        let mut rate = Rate::new(now);
+        for _ in 0..1000 {
+            assert_eq!(rate.slot(now), now);
+            rate.answered(now);
+        }
+        rate.refused(now);
+        assert!(rate.slot(now) == now && rate.slot(now) > now, "one by one");
+        let later = now + FORGET + Duration::from_secs(1);
+        assert_eq!((rate.slot(later), rate.slot(later)), (later, later), "forgotten");
+    }
+}
