@@ -269,6 +269,7 @@ impl<C: Cloud> Engine<C> {
             0
         };
         pass.memory.find_next = failed;
+        pass.memory.saw(&pass.seen.overall());
         pass.memory.looked = Some(Looked {
             scopes: pass.seen.scopes.clone(),
             at: now,
