@@ -164,13 +164,46 @@ impl Cluster {
         if disks.exists() {
             left.push(format!("disks in {}", disks.display()));
         }
-        for network in ["net1", "tiny"] {
-            let info = self.gnt(&["gnt-network", "info", network]).await;
-            let used = info
-                .lines()
-                .filter(|line| line.trim().starts_with(&format!("{name}:")));
-            left.extend(used.map(|line| format!("{network}: {}", line.trim())));
-        }
+        left.extend(self.addresses_of(name).await);
         left
     }
+
+    /// Addresses of pools that an instance has, or that nobody has any more and that are still taken.
+    async fn addresses_of(&self, name: &str) -> Vec<String> {
+        // Somebody else's creation has taken one, and its instance is not there yet.
+        const PATIENCE: usize = 20;
+        let mut found = Vec::new();
+        for _ in 0..PATIENCE {
+            let fields = "name,inst_list,inst_cnt,reserved_count,external_reservations";
+            let listed = self
+                .gnt(&[
+                    "gnt-network",
+                    "list",
+                    "--no-headers",
+                    "--separator=|",
+                    "-o",
+                    fields,
+                ])
+                .await;
+            found = listed.lines().filter_map(|row| in_use(row, name)).collect();
+            if found.is_empty() {
+                break;
+            }
+        }
+        found
+    }
+}
+
+/// What a network says of an instance, and of addresses that no instance has.
+fn in_use(row: &str, name: &str) -> Option<String> {
+    let columns: Vec<&str> = row.split('|').collect();
+    let [network, instances, count, reserved, external] = columns.as_slice() else {
+        return Some(row.to_owned());
+    };
+    if instances.split(',').any(|instance| instance == name) {
+        return Some(format!("{network}: an address of {name}"));
+    }
+    let number = |text: &str| text.parse::<usize>().unwrap();
+    let lost = number(reserved).checked_sub(number(count) + external.split(',').count());
+    (lost != Some(0)).then(|| format!("{network}: addresses that no instance has: {row}"))
 }

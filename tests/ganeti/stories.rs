@@ -42,11 +42,8 @@ async fn machines_come_join_and_go_and_nothing_is_left() {
         let uuid = world.cluster.instance(name, "uuid").await.unwrap();
         assert_eq!(world.status(name).id, uuid, "{world}");
         assert_eq!(world.status(name).stage, Stage::Provisioned);
-        let patches = format!("{:?}", world.omni.everything());
-        assert!(
-            patches.contains(&format!("ganeti://{uuid}")),
-            "the kubelet is told its node's provider ID"
-        );
+        let patch = world.patch(&format!("provider-id-{name}"));
+        assert!(patch.contains(&format!("providerID: ganeti://{uuid}")), "{patch}");
     }
     for name in &names[1..] {
         world.end(name).await;
@@ -80,7 +77,7 @@ async fn nameservers_are_in_the_image_and_in_a_patch() {
         "{text}"
     );
     assert!(!args.contains(&name), "an image serves all machines: {args}");
-    assert!(format!("{:?}", world.omni.everything()).contains(&format!("nameservers-{name}")));
+    assert!(world.patch(&format!("nameservers-{name}")).contains("10.0.0.1"));
     world.end(&name).await;
     world.assert_nothing_left(&name).await;
 }
@@ -141,11 +138,7 @@ async fn a_daemon_that_was_away_while_its_job_ran_goes_on() {
     // The job makes the instance without us.
     world.cluster.ended_job(&format!("INSTANCE_CREATE({name})")).await;
     world.until_joined(&name).await;
-    assert_eq!(
-        world.to_string().matches("POST /2/instances").count(),
-        1,
-        "{world}"
-    );
+    assert_eq!(world.count("POST /2/instances"), 1, "{world}");
     world.end(&name).await;
     world.assert_nothing_left(&name).await;
 }
@@ -170,8 +163,9 @@ async fn a_teardown_that_meets_an_unfinished_creation_leaves_nothing() {
     let mut world = World::start(cluster).await;
     let name = fresh("early");
     world.request(&name, &format!("{CLASS}os_type: omni-slow\n"));
-    let created = |world: &World| world.to_string().contains("POST /2/instances");
-    world.until("the creation", created).await;
+    world
+        .until("the creation", |world| world.count("POST /2/instances") > 0)
+        .await;
     world.end(&name).await;
     world.assert_nothing_left(&name).await;
 }

@@ -39,7 +39,7 @@ use super::cluster::Cluster;
 pub(crate) const PROVIDER: &str = "ganeti";
 
 /// No step of a story takes longer, however busy the machine is. A guard against hanging.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The largest body that is passed on.
 const BODY: usize = 16 * 1024 * 1024;
@@ -223,9 +223,10 @@ impl World {
             tap,
             pace: Pace {
                 heartbeat: Duration::from_secs(60),
-                // A job takes a second or two; nothing of another process lands later.
-                create: Duration::from_secs(20),
-                settle: Duration::from_secs(20),
+                // To submit a job takes a second or two; nothing of another process lands later. The time between the two is for
+                // the reads before a creation.
+                create: Duration::from_secs(10),
+                settle: Duration::from_secs(25),
                 slow: Duration::from_secs(20),
                 ..Pace::default()
             },
@@ -317,6 +318,18 @@ impl World {
     pub(crate) fn status(&self, id: &str) -> MachineRequestStatusSpec {
         let status = self.omni.get::<MachineRequestStatuses>(PROVIDER, id);
         status.map(|status| status.spec).unwrap_or_default()
+    }
+
+    /// What a patch of Omni's says; empty where there is none.
+    pub(crate) fn patch(&self, id: &str) -> String {
+        let patch = self.omni.get::<ConfigPatchRequests>(PROVIDER, id);
+        patch.and_then(|patch| patch.spec.data).unwrap_or_default()
+    }
+
+    /// How often this was called.
+    pub(crate) fn count(&self, call: &str) -> usize {
+        let trace = self.tap.trace.lock().unwrap();
+        trace.iter().filter(|made| *made == call).count()
     }
 
     /// Waits for a condition; starts the daemon again when it dies.
