@@ -21,6 +21,8 @@ N ?= 10000
 # Arguments for `make dev`, for example ARGS="--nameserver 10.0.0.1".
 ARGS ?=
 
+# How long `make test-ganeti` may test; on a free machine it takes a third of that.
+GANETI_SECONDS ?= 480
 # How long `make fuzz` works at each target, and at which ones.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
@@ -52,10 +54,12 @@ test: ## Run all tests
 
 .PHONY: test-ganeti
 test-ganeti: ## Run the tests on a real Ganeti, which this starts and stops (needs root on Debian; installs packages)
+	@echo "Building; the first time this takes some minutes."
+	@cargo test --all-features --test main --no-run
 	@trap 'tests/ganeti/cluster.sh down' EXIT; \
-	tests/ganeti/cluster.sh up fake; \
+	timeout 120 tests/ganeti/cluster.sh up fake; \
 	eval "$$(tests/ganeti/cluster.sh env)"; \
-	GANETI_TEST=required cargo test --all-features --test main ganeti
+	GANETI_TEST=required timeout $(GANETI_SECONDS) cargo test --all-features --test main ganeti::
 
 .PHONY: model
 model: ## Explore the planner's model without a bound, two daemons included (hours; gigabytes)

@@ -22,8 +22,8 @@ use omni_infra_provider::engine::download;
 use omni_infra_provider::engine::orphans::Policy;
 use omni_infra_provider::machine::Pace;
 use omni_infra_provider::omni::kinds::{
-    ConfigPatchRequests, InfraProviderStatusSpec, MachineRequestSpec, MachineRequestStatusSpec,
-    MachineRequestStatuses, MachineRequests,
+    ConfigPatchRequests, InfraProviderHealthStatuses, InfraProviderStatusSpec, MachineRequestSpec,
+    MachineRequestStatusSpec, MachineRequestStatuses, MachineRequests,
 };
 use omni_infra_provider::omni::{self, Dial, Settings};
 use omni_infra_provider::sandbox::omni::{Call, Delays, Moment, Omni, OmniOptions, Verdict};
@@ -55,14 +55,21 @@ pub(crate) enum Fate {
     AnswerLost,
 }
 
+/// Which of the calls that change something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// The k-th of all.
+    Nth(usize),
+    /// The first of these words.
+    Call(String),
+}
+
 /// Counts the calls that change something, on both sides, and carries out their fate.
 #[derive(Default)]
 pub(crate) struct Tap {
     calls: AtomicUsize,
     struck: Mutex<Option<String>>,
-    doom: Mutex<Option<(usize, Fate)>>,
-    /// The daemon dies after the call of this name.
-    last: Mutex<Option<&'static str>>,
+    doom: Mutex<Option<(Point, Fate)>>,
     daemon: Mutex<Option<AbortHandle>>,
     trace: Mutex<Vec<String>>,
     /// All calls of the RAPI, reads as well.
@@ -74,9 +81,11 @@ impl Tap {
     fn strike(&self, what: String) -> Option<Fate> {
         let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         self.trace.lock().unwrap().push(what.clone());
-        let last = self.last.lock().unwrap().take_if(|last| what == *last);
-        let doom = self.doom.lock().unwrap().filter(|(k, _)| *k == number);
-        let fate = last.map(|_| Fate::DiesAfter).or(doom.map(|(_, fate)| fate))?;
+        let doomed = |(point, _): &mut (Point, Fate)| match point {
+            Point::Nth(k) => *k == number,
+            Point::Call(call) => *call == what,
+        };
+        let (_, fate) = self.doom.lock().unwrap().take_if(doomed)?;
         *self.struck.lock().unwrap() = Some(format!("{fate:?} at call {number}, {what}"));
         if fate == Fate::DiesBefore {
             self.kill();
@@ -167,6 +176,8 @@ pub(crate) struct World {
     pub(crate) tap: Arc<Tap>,
     pub(crate) pace: Pace,
     pub(crate) nameservers: Vec<std::net::IpAddr>,
+    /// The password that the daemon is given.
+    pub(crate) password: Secret,
     key: Secret,
     omni_url: String,
     rapi_url: String,
@@ -217,6 +228,7 @@ impl World {
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
         tasks.spawn(play(omni.clone(), cluster.clone(), http));
 
+        let password = cluster.settings().password;
         Self {
             omni,
             cluster,
@@ -231,6 +243,7 @@ impl World {
                 ..Pace::default()
             },
             nameservers: Vec::new(),
+            password,
             key,
             omni_url,
             rapi_url,
@@ -249,6 +262,7 @@ impl World {
         };
         let site = Site {
             endpoint: self.rapi_url.clone(),
+            password: self.password.clone(),
             trust: Trust::Authorities(None),
             ..self.cluster.settings()
         };
@@ -276,8 +290,8 @@ impl World {
     }
 
     /// The daemon dies after this call, and stays dead until something is waited for again.
-    pub(crate) async fn die_after(&self, call: &'static str) {
-        *self.tap.last.lock().unwrap() = Some(call);
+    pub(crate) async fn die_after(&self, call: &str) {
+        self.doom(Point::Call(call.to_owned()), Fate::DiesAfter);
         let begun = Instant::now();
         while self.struck().is_none() {
             assert!(begun.elapsed() < PATIENCE, "never came: {call}\n{self}");
@@ -285,15 +299,29 @@ impl World {
         }
     }
 
-    /// What becomes of the k-th call from now on that changes something.
-    pub(crate) fn doom(&self, k: usize, fate: Fate) {
-        self.tap.calls.store(0, Ordering::SeqCst);
-        *self.tap.doom.lock().unwrap() = Some((k, fate));
+    /// What becomes of one call that changes something.
+    pub(crate) fn doom(&self, point: Point, fate: Fate) {
+        *self.tap.doom.lock().unwrap() = Some((point, fate));
+    }
+
+    /// Every call so far that changed something.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.tap.trace.lock().unwrap().clone()
     }
 
     /// What was struck, if it came to it.
     pub(crate) fn struck(&self) -> Option<String> {
         self.tap.struck.lock().unwrap().clone()
+    }
+
+    pub(crate) fn kill_daemon(&self) {
+        self.tap.kill();
+    }
+
+    /// What the provider's health says in Omni.
+    pub(crate) fn health(&self) -> String {
+        let health = self.omni.get::<InfraProviderHealthStatuses>(PROVIDER, PROVIDER);
+        health.map(|health| health.spec.error).unwrap_or_default()
     }
 
     /// Starts the daemon again wherever it died, for as long as this is awaited.
@@ -328,8 +356,7 @@ impl World {
 
     /// How often this was called.
     pub(crate) fn count(&self, call: &str) -> usize {
-        let trace = self.tap.trace.lock().unwrap();
-        trace.iter().filter(|made| *made == call).count()
+        self.calls().iter().filter(|made| *made == call).count()
     }
 
     /// Waits for a condition; starts the daemon again when it dies.
