@@ -23,6 +23,8 @@ ARGS ?=
 
 # How long `make test-ganeti` may test; on a free machine it takes a third of that.
 GANETI_SECONDS ?= 480
+# Tests that wait for the cluster beside each other.
+GANETI_THREADS ?= 6
 # How long `make fuzz` works at each target, and at which ones.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
@@ -59,7 +61,7 @@ test-ganeti: ## Run the tests on a real Ganeti, which this starts and stops (nee
 	@trap 'tests/ganeti/cluster.sh down' EXIT; \
 	timeout 120 tests/ganeti/cluster.sh up fake; \
 	eval "$$(tests/ganeti/cluster.sh env)"; \
-	GANETI_TEST=required timeout $(GANETI_SECONDS) cargo test --all-features --test main ganeti::
+	GANETI_TEST=required timeout $(GANETI_SECONDS) cargo test --all-features --test main ganeti:: -- --test-threads=$(GANETI_THREADS)
 
 .PHONY: model
 model: ## Explore the planner's model without a bound, two daemons included (hours; gigabytes)

@@ -17,8 +17,8 @@ mod oxide;
 mod sim;
 mod source;
 
-/// Between two looks.
-const STEP: Duration = Duration::from_millis(50);
+/// Between two looks. A real cloud has a process for each.
+const STEP: Duration = Duration::from_millis(300);
 /// No step of any cloud takes longer; a guard against hanging.
 const PATIENCE: Duration = Duration::from_secs(120);
 

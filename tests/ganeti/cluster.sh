@@ -159,10 +159,12 @@ END
     is_healthy "$hypervisor" || cannot "the cluster came up and does not work; its logs are in $ROOT/var/log/ganeti"
 }
 
+# What a process was given, a line each; nothing where it is gone.
+words() { { tr '\0' '\n' < "/proc/$1/$2"; } 2>/dev/null || true; }
+
 # Whether a process is of our cluster.
 is_ours() {
-    tr '\0' '\n' < "/proc/$1/environ" 2>/dev/null | grep -qxF "GANETI_ROOTDIR=$ROOT" ||
-        tr '\0' ' ' < "/proc/$1/cmdline" 2>/dev/null | grep -qF "$ROOT/"
+    words "$1" environ | grep -qxF "GANETI_ROOTDIR=$ROOT" || words "$1" cmdline | grep -qF "$ROOT/"
 }
 
 down() {
@@ -176,7 +178,7 @@ down() {
     # Jobs, and what a daemon left behind: our root folder in their environment, and a program of Ganeti's.
     for file in /proc/[0-9]*; do
         process=${file#/proc/}
-        tr '\0' '\n' < "$file/cmdline" 2>/dev/null | head --lines=2 |
+        words "$process" cmdline | head --lines=2 |
             grep -qE '^(/usr/sbin/ganeti-|/usr/share/ganeti/|/usr/lib/ganeti/|/usr/bin/qemu-system-)' || continue
         if is_ours "$process"; then kill -KILL "$process" 2>/dev/null || true; fi
     done

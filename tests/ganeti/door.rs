@@ -93,7 +93,7 @@ impl Door for GanetiDoor {
     }
 
     async fn remove_stranger(&self, name: &str) -> bool {
-        let there = self.cluster.instance(name, "name").await.is_some();
+        let there = self.cluster.is_there(name).await;
         if there {
             self.cluster.remove(name).await;
         }
@@ -105,12 +105,23 @@ impl Door for GanetiDoor {
     }
 
     async fn assert_as_asked(&self, spec: &Spec<Self>) {
-        let fields = "be/maxmem,be/vcpus,disk_template,disk.sizes,nic.networks.names,hypervisor,os,tags";
-        let found = self.cluster.instance(&spec.instance.name, fields).await.unwrap();
-        assert!(
-            found.starts_with("64|2|file|16,8|['net1']|fake|noop|") && found.contains("mine"),
-            "{found}"
+        let fields = [
+            "be/maxmem",
+            "be/vcpus",
+            "disk_template",
+            "disk.sizes",
+            "nic.networks.names",
+            "hypervisor",
+            "os",
+            "tags",
+        ];
+        let mut found = self.cluster.instance(&spec.instance.name, &fields).await.unwrap();
+        let tags = found.pop().unwrap();
+        assert_eq!(
+            json!(found),
+            json!([64, 2, "file", [16, 8], ["net1"], "fake", "noop"])
         );
+        assert!(tags.as_array().unwrap().contains(&json!("mine")), "{tags}");
     }
 
     /// Its guests are played, and read nothing.

@@ -40,7 +40,7 @@ async fn machines_come_join_and_go_and_nothing_is_left() {
     }
     for name in &names {
         world.until_joined(name).await;
-        let uuid = world.cluster.instance(name, "uuid").await.unwrap();
+        let uuid = world.cluster.uuid(name).await.unwrap();
         assert_eq!(world.status(name).id, uuid, "{world}");
         assert_eq!(world.status(name).stage, Stage::Provisioned);
         let patch = world.patch(&format!("provider-id-{name}"));
@@ -49,7 +49,7 @@ async fn machines_come_join_and_go_and_nothing_is_left() {
     for name in &names[1..] {
         world.end(name).await;
     }
-    assert!(world.cluster.instance(&names[0], "name").await.is_some());
+    assert!(world.cluster.is_there(&names[0]).await);
     world.end(&names[0]).await;
     for name in &names {
         world.assert_nothing_left(name).await;
@@ -92,7 +92,7 @@ async fn live(cluster: Cluster, name: &str, doom: Option<(Point, Fate)>) -> Vec<
     world.start_daemon();
     world.request(name, CLASS);
     world.until_joined(name).await;
-    let uuid = world.cluster.instance(name, "uuid").await;
+    let uuid = world.cluster.uuid(name).await;
     assert_eq!(uuid.as_deref(), Some(world.status(name).id.as_str()), "{world}");
     world.end(name).await;
     world.assert_nothing_left(name).await;
@@ -205,8 +205,8 @@ async fn a_strangers_instance_is_told_and_never_touched() {
     world.until_joined(&short).await;
     world.end(&short).await;
     world.end(&name).await;
-    assert!(world.cluster.instance(&name, "name").await.is_some());
-    assert!(world.cluster.instance(&long, "name").await.is_some());
+    assert!(world.cluster.is_there(&name).await);
+    assert!(world.cluster.is_there(&long).await);
     world.cluster.remove(&name).await;
     world.cluster.remove(&long).await;
 }
@@ -288,7 +288,7 @@ async fn a_wrong_password_is_told_and_ends_no_machine() {
         .until("it is told", |world| world.health().contains("rapi/users"))
         .await;
     say(&world.health());
-    assert!(world.cluster.instance(&name, "name").await.is_some());
+    assert!(world.cluster.is_there(&name).await);
     world.kill_daemon();
     world.password = world.cluster.settings().password;
     world.until_gone(&name).await;

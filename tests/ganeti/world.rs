@@ -222,11 +222,11 @@ impl World {
         let proxy = Proxy {
             tap: tap.clone(),
             upstream: cluster.endpoint.clone(),
-            http: http.clone(),
+            http,
         };
         let router = Router::new().fallback(pass_on).with_state(proxy);
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        tasks.spawn(play(omni.clone(), cluster.clone(), http));
+        tasks.spawn(play(omni.clone(), cluster.clone()));
 
         let password = cluster.settings().password;
         Self {
@@ -459,30 +459,43 @@ fn listen(omni: &Omni, tap: &Arc<Tap>) {
 }
 
 /// Plays the machines: what runs on the cluster for one of our requests boots, and reads the kernel arguments of its image.
-async fn play(omni: Omni, cluster: Cluster, http: reqwest::Client) {
+async fn play(omni: Omni, cluster: Cluster) {
     let mut booted: BTreeMap<String, bool> = BTreeMap::new();
     loop {
+        let machines = seen_by_all(&cluster).await;
         for request in omni.list::<MachineRequests>(PROVIDER) {
-            let url = format!("{}/2/instances/{}", cluster.endpoint, request.metadata.id);
-            let answer = http
-                .get(url)
-                .basic_auth(&cluster.user, Some(&cluster.password))
-                .send()
-                .await;
-            let Ok(answer) = answer else { continue };
-            let found: Value = answer.json().await.unwrap_or_default();
-            let (Some(uuid), Some(args)) = (found["uuid"].as_str(), kernel_args(&omni)) else {
+            let machine = machines.iter().find(|row| row[0] == request.metadata.id.as_str());
+            let (Some(uuid), Some(args)) = (machine.and_then(|row| row[1].as_str()), kernel_args(&omni))
+            else {
                 continue;
             };
-            let runs = found["status"] == "running";
+            let runs = machine.is_some_and(|row| row[2] == "running");
             match booted.insert(uuid.to_owned(), runs) {
                 Some(true) if !runs => omni.machine_stopped(uuid),
                 None | Some(false) if runs => omni.machine_booted_with_kernel_args(uuid, &args),
                 _ => {}
             }
         }
-        sleep(Duration::from_millis(200)).await;
+        sleep(GLANCE).await;
     }
+}
+
+/// Between two looks at what runs.
+const GLANCE: Duration = Duration::from_millis(500);
+
+/// Name, UUID and status of all instances; all worlds share a look, since each costs the cluster a process.
+async fn seen_by_all(cluster: &Cluster) -> Arc<Vec<Vec<Value>>> {
+    type Glance = Option<(Instant, Arc<Vec<Vec<Value>>>)>;
+    static LATEST: tokio::sync::Mutex<Glance> = tokio::sync::Mutex::const_new(None);
+    let mut latest = LATEST.lock().await;
+    if let Some((at, seen)) = &*latest
+        && at.elapsed() < GLANCE
+    {
+        return seen.clone();
+    }
+    let seen = Arc::new(cluster.query("instance", &["name", "uuid", "status"]).await);
+    *latest = Some((Instant::now(), seen.clone()));
+    seen
 }
 
 /// The kernel arguments of the last schematic that brings a machine here.
