@@ -21,6 +21,10 @@ N ?= 10000
 # Arguments for `make dev`, for example ARGS="--nameserver 10.0.0.1".
 ARGS ?=
 
+# How long `make test-ganeti` may test; on a free machine it takes a third of that.
+GANETI_SECONDS ?= 480
+# Tests that wait for the cluster beside each other.
+GANETI_THREADS ?= 6
 # How long `make fuzz` works at each target, and at which ones.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
@@ -31,11 +35,14 @@ BINARY := omni-infra-provider
 CARGO_DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.1
 # The features that the container has: clouds, and no sandbox.
-IMAGE_FEATURES := --no-default-features --features oxide
+IMAGE_FEATURES := --no-default-features --features oxide,ganeti
 
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
+
+# The clouds, by their names on the command line.
+CLOUDS := oxide ganeti
 
 .PHONY: demo
 demo: ## Show machines appear and disappear, with an Omni and an Oxide in one process (0 -> 3 -> 1 -> 0)
@@ -46,6 +53,15 @@ demo: ## Show machines appear and disappear, with an Omni and an Oxide in one pr
 test: ## Run all tests
 	@echo "Building and testing; the first time this takes some minutes."
 	cargo test --all-features
+
+.PHONY: test-ganeti
+test-ganeti: ## Run the tests on a real Ganeti, which this starts and stops (needs root on Debian; installs packages)
+	@echo "Building; the first time this takes some minutes."
+	@cargo test --all-features --test main --no-run
+	@trap 'tests/ganeti/cluster.sh down' EXIT; \
+	timeout 120 tests/ganeti/cluster.sh up fake; \
+	eval "$$(tests/ganeti/cluster.sh env)"; \
+	GANETI_TEST=required timeout $(GANETI_SECONDS) cargo test --all-features --test main ganeti:: -- --test-threads=$(GANETI_THREADS)
 
 .PHONY: model
 model: ## Explore the planner's model without a bound, two daemons included (hours; gigabytes)
@@ -70,8 +86,10 @@ check: ## Check formatting, lints, dependencies, documentation and generated fil
 		|| cargo install --locked cargo-deny --version $(CARGO_DENY_VERSION)
 	cargo deny --log-level error check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features --document-private-items
-	@cargo run --quiet -- schema | diff -u machine-classes/oxide.schema.json - \
-		|| { echo "machine-classes/oxide.schema.json is stale: run 'make schema'"; exit 1; }
+	@for cloud in $(CLOUDS); do \
+		cargo run --quiet -- schema --cloud $$cloud | diff -u machine-classes/$$cloud.schema.json - \
+			|| { echo "machine-classes/$$cloud.schema.json is stale: run 'make schema'"; exit 1; }; \
+	done
 
 # Without a sanitizer, so that the stable compiler will do: there is no unsafe code here. Nothing that is found is new to the
 # corpus in the tree: inputs that reach new code are kept in the target folder.
@@ -92,9 +110,11 @@ fmt: ## Format the sources
 	cargo fmt
 
 .PHONY: schema
-schema: ## Write machine-classes/oxide.schema.json anew
-	cargo run --quiet -- schema > machine-classes/oxide.schema.json.new
-	mv machine-classes/oxide.schema.json.new machine-classes/oxide.schema.json
+schema: ## Write the schemas in machine-classes anew
+	@for cloud in $(CLOUDS); do set -x; \
+		cargo run --quiet -- schema --cloud $$cloud > machine-classes/$$cloud.schema.json.new; \
+		mv machine-classes/$$cloud.schema.json.new machine-classes/$$cloud.schema.json; \
+	done
 
 .PHONY: audit
 audit: ## Look for security advisories (needs the advisory database)

@@ -94,6 +94,9 @@ pub enum CloudConfig {
     /// An Oxide silo.
     #[cfg(feature = "oxide")]
     Oxide(OxideConfig),
+    /// A Ganeti cluster.
+    #[cfg(feature = "ganeti")]
+    Ganeti(GanetiConfig),
 }
 
 /// How to reach an Oxide silo.
@@ -108,6 +111,26 @@ pub struct OxideConfig {
     pub token_file: Option<PathBuf>,
     /// Certificate authorities, in PEM, to trust besides the system's.
     pub ca_bundle: Option<PathBuf>,
+}
+
+/// How to reach a Ganeti cluster.
+#[cfg(feature = "ganeti")]
+#[derive(Debug, Clone)]
+pub struct GanetiConfig {
+    /// URL of the RAPI, without a trailing slash.
+    pub endpoint: String,
+    /// The RAPI user.
+    pub user: String,
+    /// The user's password.
+    pub password: Secret,
+    /// The file that the password came from, to be followed.
+    pub password_file: Option<PathBuf>,
+    /// Certificate authorities, in PEM, to trust besides the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// 64 hexadecimal digits, perhaps with colons: the one certificate that is trusted.
+    pub certificate_sha256: Option<String>,
+    /// Whether any certificate is trusted.
+    pub insecure: bool,
 }
 
 /// What is logged, and how.
@@ -232,6 +255,8 @@ impl CloudConfig {
         match *self {
             #[cfg(feature = "oxide")]
             Self::Oxide(_) => ("oxide", "Oxide"),
+            #[cfg(feature = "ganeti")]
+            Self::Ganeti(_) => ("ganeti", "Ganeti"),
         }
     }
 }
@@ -271,6 +296,19 @@ impl fmt::Display for Config {
                     oxide.host, oxide.token
                 )?;
                 path(f, &oxide.ca_bundle)?;
+            }
+            #[cfg(feature = "ganeti")]
+            CloudConfig::Ganeti(ganeti) => {
+                writeln!(
+                    f,
+                    "\n[ganeti]\nendpoint = {:?}\nuser = {:?}\npassword = \"{}\"",
+                    ganeti.endpoint, ganeti.user, ganeti.password
+                )?;
+                path(f, &ganeti.ca_bundle)?;
+                if let Some(sha256) = &ganeti.certificate_sha256 {
+                    writeln!(f, "certificate_sha256 = {sha256:?}")?;
+                }
+                writeln!(f, "insecure_skip_tls_verify = {}", ganeti.insecure)?;
             }
         }
         writeln!(f, "\n[provider]\nid = {:?}", self.provider.id)?;

@@ -4,7 +4,7 @@ mod commands;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,10 +14,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+#[cfg(feature = "ganeti")]
+use crate::backends::ganeti::{self, Ganeti};
 #[cfg(feature = "oxide")]
 use crate::backends::oxide::{self, Oxide};
 use crate::cloud::schema::class_schema;
 use crate::cloud::{Cloud, ErrorKind, Guarded, Timestamp};
+#[cfg(feature = "ganeti")]
+use crate::config::GanetiConfig;
 #[cfg(feature = "oxide")]
 use crate::config::OxideConfig;
 use crate::config::{CloudConfig, Config, OrphanPolicy};
@@ -363,17 +367,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             CloudConfig::Oxide(site) => {
                 let oxide = oxide(site, &config)?;
                 files.extend(token_file(site, &oxide));
-                let parts = parts(omni, oxide, &config);
-                let serving = async {
-                    match config.high_availability {
-                        true => serve_in_turns(parts, stop).await,
-                        false => serve(parts, stop).await,
-                    }
-                };
-                tokio::select! {
-                    served = serving => served?,
-                    () = rotation::follow(files, &look) => {}
-                }
+                serve_as_told(parts(omni, oxide, &config), &config, files, &look, stop).await?;
+            }
+            #[cfg(feature = "ganeti")]
+            CloudConfig::Ganeti(site) => {
+                let ganeti = ganeti(site)?;
+                files.extend(password_file(site, &ganeti));
+                serve_as_told(parts(omni, ganeti, &config), &config, files, &look, stop).await?;
             }
         }
         anyhow::Ok(())
@@ -384,6 +384,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     info!("stopped");
     Ok(())
+}
+
+/// Serves, alone or in turns, and follows the files of secrets meanwhile.
+async fn serve_as_told<C: Cloud>(
+    parts: Parts<C>,
+    config: &Config,
+    files: Vec<SecretFile>,
+    look: &Notify,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let serving = async {
+        match config.high_availability {
+            true => serve_in_turns(parts, stop).await,
+            false => serve(parts, stop).await,
+        }
+    };
+    tokio::select! {
+        served = serving => served,
+        () = rotation::follow(files, look) => Ok(()),
+    }
 }
 
 fn omni(config: &Config) -> anyhow::Result<Omni> {
@@ -446,6 +466,35 @@ fn token_file(site: &OxideConfig, oxide: &Oxide) -> Option<SecretFile> {
         site.token.clone(),
         replace,
     ))
+}
+
+#[cfg(feature = "ganeti")]
+fn ganeti(site: &GanetiConfig) -> anyhow::Result<Ganeti> {
+    let pin = site.certificate_sha256.as_deref().and_then(ganeti::Pin::parse);
+    let trust = match (pin, site.insecure) {
+        (Some(pin), _) => ganeti::Trust::Pinned(pin),
+        (None, true) => ganeti::Trust::Anybody,
+        (None, false) => ganeti::Trust::Authorities(site.ca_bundle.clone()),
+    };
+    let settings = ganeti::Settings {
+        endpoint: site.endpoint.clone(),
+        user: site.user.clone(),
+        password: site.password.clone(),
+        trust,
+    };
+    Ok(Ganeti::new(&settings)?)
+}
+
+/// The file of the password, if it came from one.
+#[cfg(feature = "ganeti")]
+fn password_file(site: &GanetiConfig, ganeti: &Ganeti) -> Option<SecretFile> {
+    let place = ganeti.password();
+    let replace = move |password: &Secret| {
+        password.clone_into(&mut place.write().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    };
+    let file = site.password_file.clone()?;
+    Some(SecretFile::new(file, site.password.clone(), replace))
 }
 
 fn parts<C: Cloud>(omni: Omni, cloud: C, config: &Config) -> Parts<C> {

@@ -76,8 +76,9 @@ fn nothing_set_is_told_at_once() {
             "OMNI_SERVICE_ACCOUNT_KEY",
             "OXIDE_HOST",
             "OXIDE_TOKEN",
-            "--oxide-host",
             "[oxide]",
+            "GANETI_ENDPOINT",
+            "[ganeti]",
         ] {
             assert!(errors.contains(name), "{name} in {errors}");
         }
@@ -155,13 +156,21 @@ fn check_prints_the_settings_without_secrets() {
 }
 
 #[test]
-fn the_schema_is_the_one_in_machine_classes() {
-    let (code, schema, errors) = run(&["schema"], &[], "");
-    assert_eq!(code, Some(0), "{errors}");
-    assert!(
-        schema == include_str!("../machine-classes/oxide.schema.json"),
-        "machine-classes/oxide.schema.json is stale: run `make schema`"
-    );
+fn the_schemas_are_those_in_machine_classes() {
+    for (arguments, schema) in [
+        (
+            &["schema"][..],
+            include_str!("../machine-classes/oxide.schema.json"),
+        ),
+        (
+            &["schema", "--cloud", "ganeti"],
+            include_str!("../machine-classes/ganeti.schema.json"),
+        ),
+    ] {
+        let (code, printed, errors) = run(arguments, &[], "");
+        assert_eq!(code, Some(0), "{errors}");
+        assert!(printed == schema, "{arguments:?}: it is stale: run `make schema`");
+    }
 }
 
 #[test]

@@ -7,9 +7,12 @@
 )]
 mod bad_input;
 mod command_line;
+mod conformance;
 mod cosi;
 mod crash;
 mod fairness;
+#[cfg(feature = "ganeti")]
+mod ganeti;
 mod guard;
 mod house;
 mod lease;

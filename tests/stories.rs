@@ -626,3 +626,18 @@ async fn work_that_somebody_undoes_at_once_is_done_again_and_makes_no_storm() {
         1
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn creations_that_are_accepted_and_fail_later_are_tried_ever_more_seldom() {
+    let world = World::start().await;
+    world.cloud.fail_later(usize::MAX);
+    world.request("web");
+    sleep(Duration::from_secs(3600)).await;
+    expect!["creating the instance · cannot create instance on sim: web: no room · free capacity or raise the quota · next try within 10 min"].assert_eq(&world.status("web").status);
+    // After 1, 2, 4 and 8 minutes, then every ten; each of them a call that is told and one that is accepted.
+    world.assert_count("web", "create instance", 18);
+    world.cloud.fail_later(0);
+    world
+        .until("it runs", |world| world.status("web").stage == Stage::Provisioned)
+        .await;
+}

@@ -22,7 +22,7 @@ pub mod sandbox;
 pub mod schema;
 pub mod validate;
 
-#[cfg(not(feature = "oxide"))]
+#[cfg(not(any(feature = "oxide", feature = "ganeti")))]
 compile_error!("choose at least one cloud, for example with `--features oxide`");
 
 /// The exit code of bad usage or settings; clap's own.
@@ -41,9 +41,9 @@ struct Arguments {
 
 const AFTER_HELP: &str = "\
 Each setting can also stand in the environment or in a TOML file; the command line is stronger than the
-environment, and that is stronger than the file. Secrets come from OMNI_SERVICE_ACCOUNT_KEY and
-OXIDE_TOKEN, or from the files that OMNI_SERVICE_ACCOUNT_KEY_FILE and OXIDE_TOKEN_FILE name; never from
-flags.";
+environment, and that is stronger than the file. Secrets come from variables such as
+OMNI_SERVICE_ACCOUNT_KEY, OXIDE_TOKEN and GANETI_PASSWORD, or from the files that the same names with _FILE
+behind them name; never from flags.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -105,18 +105,24 @@ pub fn main() -> ExitCode {
 enum CloudName {
     #[cfg(feature = "oxide")]
     Oxide,
+    #[cfg(feature = "ganeti")]
+    Ganeti,
 }
 
 impl CloudName {
     /// The one that commands are about where they are not told.
     #[cfg(feature = "oxide")]
     const DEFAULT: Self = Self::Oxide;
+    #[cfg(all(feature = "ganeti", not(feature = "oxide")))]
+    const DEFAULT: Self = Self::Ganeti;
 
     /// What classes of this cloud may say.
     fn class(self) -> ClassRules {
         match self {
             #[cfg(feature = "oxide")]
             Self::Oxide => ClassRules::of::<crate::backends::oxide::Oxide>(),
+            #[cfg(feature = "ganeti")]
+            Self::Ganeti => ClassRules::of::<crate::backends::ganeti::Ganeti>(),
         }
     }
 }
@@ -130,7 +136,6 @@ struct ClassRules {
 }
 
 impl ClassRules {
-    #[cfg(feature = "oxide")]
     fn of<C: crate::cloud::Cloud>() -> Self {
         use crate::cloud::{class::parse_class, schema::class_schema};
         Self {

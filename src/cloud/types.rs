@@ -207,6 +207,18 @@ pub struct ImageKey {
     pub arch: String,
 }
 
+impl ImageKey {
+    /// The image as nothing but its key names it: schematic, version, platform and architecture, as in a factory's path.
+    #[must_use]
+    pub fn reference(&self) -> ImageRef {
+        let id = format!(
+            "{}/v{}/{}-{}",
+            self.schematic, self.talos_version, self.platform, self.arch
+        );
+        ImageRef { name: id.clone(), id }
+    }
+}
+
 /// An image in a cloud.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageRef {
@@ -242,14 +254,24 @@ pub struct BootProfile {
     pub platform: &'static str,
     /// Architecture, in Talos's spelling.
     pub arch: &'static str,
-    /// Format of the disk image at the factory, for example `raw.xz`.
-    pub format: &'static str,
+    /// Format of the image at the factory, for example `raw.xz` or `iso`. `None`: the operator has put it where the class says,
+    /// and nothing is imported.
+    pub format: Option<&'static str>,
     /// Kernel arguments, appended in this order.
     pub kernel_args: Vec<String>,
     /// Official extensions that every image gets.
     pub extensions: Vec<String>,
     /// Nameservers that the class asks for; empty: the daemon's own.
     pub nameservers: Vec<IpAddr>,
+}
+
+impl BootProfile {
+    /// Whether the machine learns from its kernel's arguments how to join: the `metal` platform knows no user data. They are part
+    /// of the image, then, and one image serves all machines, so that they name no request.
+    #[must_use]
+    pub fn joins_by_kernel_args(&self) -> bool {
+        self.platform == "metal"
+    }
 }
 
 /// What names and user data may be in a cloud.

@@ -50,6 +50,16 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
+/// A fingerprint of a certificate, as `openssl x509 -fingerprint -sha256` prints it, or without its colons.
+#[cfg(feature = "ganeti")]
+pub(super) fn sha256(text: &str) -> Result<String, String> {
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    if digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Ok(digits.to_ascii_lowercase());
+    }
+    Err(format!("`{text}` is not a SHA-256: 64 hexadecimal digits"))
+}
+
 pub(super) fn is_loopback(url: &str) -> bool {
     Url::parse(url).is_ok_and(|url| match url.host() {
         Some(url::Host::Domain(name)) => {

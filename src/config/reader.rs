@@ -11,6 +11,8 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
 
+#[cfg(feature = "ganeti")]
+use super::GanetiConfig;
 #[cfg(feature = "oxide")]
 use super::OxideConfig;
 use super::setting::{self, Flags, Form, LAYERS, Layer, SETTINGS, Setting};
@@ -277,6 +279,8 @@ impl Reader {
         let clouds: &[(&str, &str, Read)] = &[
             #[cfg(feature = "oxide")]
             ("oxide", "Oxide", Reader::oxide),
+            #[cfg(feature = "ganeti")]
+            ("ganeti", "Ganeti", Reader::ganeti),
         ];
         fn of(section: &str) -> impl Iterator<Item = &'static Setting> {
             SETTINGS
@@ -289,6 +293,8 @@ impl Reader {
         match (chosen.as_slice(), clouds) {
             // Where there is but one to choose, it is more help to say what it misses.
             ([(_, _, read)], _) | ([], [(_, _, read)]) => read(self),
+            // It may stand in the file.
+            ([], _) if self.file_unread => None,
             ([], _) => {
                 let clouds: Vec<String> = clouds
                     .iter()
@@ -336,6 +342,51 @@ impl Reader {
             token,
             token_file,
             ca_bundle,
+        }))
+    }
+}
+
+#[cfg(feature = "ganeti")]
+impl Reader {
+    fn ganeti(&mut self) -> Option<CloudConfig> {
+        for setting in [&setting::GANETI_ENDPOINT, &setting::GANETI_USER] {
+            if !self.is_set(setting) {
+                self.missing(setting, "");
+            }
+        }
+        let endpoint = self.parsed(&setting::GANETI_ENDPOINT, parse::http_url);
+        let user = self.text(&setting::GANETI_USER);
+        let password = self.secret(&setting::GANETI_PASSWORD, &setting::GANETI_PASSWORD_FILE);
+        let ca_bundle = self.ca_bundle(&setting::GANETI_CA_BUNDLE);
+        let certificate_sha256 = self.parsed(&setting::GANETI_SHA256, parse::sha256);
+        let insecure = self
+            .parsed(&setting::GANETI_INSECURE, parse::switch)
+            .unwrap_or(false);
+        if certificate_sha256.is_some() && (ca_bundle.is_some() || insecure) {
+            self.wrong(
+                &setting::GANETI_SHA256,
+                "a pinned certificate is trusted alone: remove the CA bundle and insecure_skip_tls_verify",
+            );
+        }
+        let endpoint = endpoint?;
+        if insecure {
+            self.warnings.push(
+                "any certificate is accepted from Ganeti: whoever answers gets the password".to_owned(),
+            );
+        } else if !endpoint.starts_with("https://") && !parse::is_loopback(&endpoint) {
+            self.warnings.push(format!(
+                "{endpoint} has no TLS: the Ganeti password can be read on the way"
+            ));
+        }
+        let (password, password_file) = password?;
+        Some(CloudConfig::Ganeti(GanetiConfig {
+            endpoint,
+            user: user?,
+            password,
+            password_file,
+            ca_bundle,
+            certificate_sha256,
+            insecure,
         }))
     }
 }

@@ -84,6 +84,21 @@ settings! {
         "a file with the Oxide API token";
     OXIDE_CA_BUNDLE = "oxide" "ca_bundle", "oxide-ca-bundle", ["OXIDE_CA_BUNDLE"], Single, "", "PATH",
         "a PEM file of certificate authorities to trust for Oxide, besides the system's";
+    GANETI_ENDPOINT = "ganeti" "endpoint", "ganeti-endpoint", ["GANETI_ENDPOINT"], Single, "", "URL",
+        "the Ganeti cluster's RAPI, for example https://cluster.example.com:5080";
+    GANETI_USER = "ganeti" "user", "ganeti-user", ["GANETI_USER"], Single, "", "NAME",
+        "the RAPI user, who has to have `write`";
+    GANETI_PASSWORD = "ganeti" "password", "ganeti-password", ["GANETI_PASSWORD"], Secret, "", "PASSWORD",
+        "the RAPI user's password";
+    GANETI_PASSWORD_FILE = "ganeti" "password_file", "ganeti-password-file", ["GANETI_PASSWORD_FILE"], Single, "",
+        "PATH", "a file with the RAPI user's password";
+    GANETI_CA_BUNDLE = "ganeti" "ca_bundle", "ganeti-ca-bundle", ["GANETI_CA_BUNDLE"], Single, "", "PATH",
+        "a PEM file of certificate authorities to trust for Ganeti, besides the system's";
+    GANETI_SHA256 = "ganeti" "certificate_sha256", "ganeti-certificate-sha256", ["GANETI_CERTIFICATE_SHA256"], Single,
+        "", "SHA256", "the SHA-256 of the cluster's own certificate, which alone is trusted then";
+    GANETI_INSECURE = "ganeti" "insecure_skip_tls_verify", "ganeti-insecure-skip-tls-verify",
+        ["GANETI_INSECURE_SKIP_TLS_VERIFY"], Switch, "false", "BOOL",
+        "whether to trust any certificate of Ganeti";
     PROVIDER_ID = "provider" "id", "provider-id", ["PROVIDER_ID"], Single, "the cloud's name", "ID",
         "the provider ID that Omni knows this daemon by";
     PROVIDER_NAME = "provider" "name", "provider-name", ["PROVIDER_NAME"], Single, "the cloud's name", "NAME",
@@ -263,35 +278,17 @@ impl Layer {
     pub(super) fn file(mut tables: Dict) -> (Self, Vec<String>) {
         let mut values = Vec::new();
         for setting in SETTINGS.iter().filter(|setting| !setting.key.is_empty()) {
-            let table = match setting.section {
-                "" => Some(&mut tables),
-                section => match tables.get_mut(section) {
+            let table =
+                sections(setting.section).try_fold(&mut tables, |table, name| match table.get_mut(name) {
                     Some(Value::Dict(_, table)) => Some(table),
                     _ => None,
-                },
-            };
+                });
             if let Some(value) = table.and_then(|table| table.remove(setting.key)) {
                 values.push((*setting, value));
             }
         }
         let mut unknown = Vec::new();
-        for (name, value) in &tables {
-            let in_section = |section: &str| SETTINGS.iter().any(|setting| setting.section == section);
-            match value {
-                Value::Dict(_, table) if in_section(name) => {
-                    unknown.extend(table.keys().map(|key| unknown_key(name, key)));
-                }
-                Value::Dict(..) => {
-                    let sections = SETTINGS.iter().map(|setting| setting.section);
-                    let hint = did_you_mean(name, sections.filter(|section| !section.is_empty()));
-                    let hint = hint
-                        .map(|hint| format!(": did you mean [{hint}]?"))
-                        .unwrap_or_default();
-                    unknown.push(format!("the file has an unknown table [{name}]{hint}"));
-                }
-                _ => unknown.push(unknown_key("", name)),
-            }
-        }
+        note_unknown("", &tables, &mut unknown);
         (
             Self {
                 name: LAYERS[0],
@@ -299,6 +296,35 @@ impl Layer {
             },
             unknown,
         )
+    }
+}
+
+/// The tables on the way to a section: `a.b` is `b` in `a`.
+fn sections(section: &str) -> impl Iterator<Item = &str> {
+    section.split('.').filter(|name| !name.is_empty())
+}
+
+/// Takes down what is left of the file once every setting was taken out of it.
+fn note_unknown(section: &str, tables: &Dict, unknown: &mut Vec<String>) {
+    for (name, value) in tables {
+        let Value::Dict(_, table) = value else {
+            unknown.push(unknown_key(section, name));
+            continue;
+        };
+        let path = if section.is_empty() {
+            name.clone()
+        } else {
+            format!("{section}.{name}")
+        };
+        if SETTINGS.iter().any(|setting| setting.section == path) {
+            note_unknown(&path, table, unknown);
+            continue;
+        }
+        let known = SETTINGS.iter().map(|setting| setting.section);
+        let hint = did_you_mean(&path, known.filter(|section| !section.is_empty()))
+            .map(|hint| format!(": did you mean [{hint}]?"))
+            .unwrap_or_default();
+        unknown.push(format!("the file has an unknown table [{path}]{hint}"));
     }
 }
 
@@ -328,10 +354,16 @@ impl Provider for Layer {
                 tables.insert(setting.path(), value.clone());
                 continue;
             }
-            let table = tables
-                .entry(setting.section.to_owned())
-                .or_insert_with(|| Value::from(Dict::new()));
-            if let Value::Dict(_, table) = table {
+            let table = sections(setting.section).try_fold(&mut tables, |tables, name| {
+                let table = tables
+                    .entry(name.to_owned())
+                    .or_insert_with(|| Value::from(Dict::new()));
+                match table {
+                    Value::Dict(_, table) => Some(table),
+                    _ => None,
+                }
+            });
+            if let Some(table) = table {
                 table.insert(setting.key.to_owned(), value.clone());
             }
         }

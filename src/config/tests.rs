@@ -10,7 +10,7 @@ use clap::{Args as _, FromArgMatches as _};
 use super::parse::{duration, endpoint};
 use super::reader::loose;
 use super::setting::Flags;
-use super::{CloudConfig, Config, Faults, Loaded, LogFormat, load};
+use super::{CloudConfig, Config, Faults, GanetiConfig, Loaded, LogFormat, OxideConfig, load};
 
 /// A secret that no output may show.
 const CANARY: &str = "c4n4ry";
@@ -50,6 +50,20 @@ fn config(arguments: &[&str], more: &[(&str, &str)]) -> Config {
     load_with(arguments, more).unwrap().config
 }
 
+fn oxide(config: &Config) -> &OxideConfig {
+    match &config.cloud {
+        CloudConfig::Oxide(oxide) => oxide,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ganeti(config: &Config) -> &GanetiConfig {
+    match &config.cloud {
+        CloudConfig::Ganeti(ganeti) => ganeti,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn faults(arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let faults = load(&flags(arguments), &environment(variables))
         .unwrap_err()
@@ -72,9 +86,8 @@ fn the_go_providers_four_variables_are_enough() {
     assert_eq!(config.omni.endpoint, "https://omni.example.com");
     assert_eq!(config.omni.service_account_key.expose(), KEY.trim());
     assert!(!config.omni.insecure);
-    let CloudConfig::Oxide(oxide) = &config.cloud;
-    assert_eq!(oxide.host, "https://oxide.example.com");
-    assert_eq!(oxide.token.expose(), "c4n4ry-token");
+    assert_eq!(oxide(&config).host, "https://oxide.example.com");
+    assert_eq!(oxide(&config).token.expose(), "c4n4ry-token");
     assert_eq!(config.provider.id, "oxide");
     assert_eq!(config.provider.name, "Oxide");
     assert_eq!(config.provider.description, "Oxide Omni infrastructure provider.");
@@ -146,8 +159,79 @@ fn everything_missing_is_named_at_once() {
         these settings have to be mended:
           - Omni's API endpoint is missing: set --omni-endpoint, OMNI_ENDPOINT or `endpoint` in [omni] of the file
           - the service account key that `omnictl infraprovider create` printed is missing: set SIDERO_SERVICE_ACCOUNT_KEY, OMNI_SERVICE_ACCOUNT_KEY or `service_account_key` in [omni] of the file; or name a file that holds it by --omni-service-account-key-file, OMNI_SERVICE_ACCOUNT_KEY_FILE or `service_account_key_file` in [omni] of the file
-          - the Oxide silo's API is missing: set --oxide-host, OXIDE_HOST or `host` in [oxide] of the file
-          - the Oxide API token is missing: set OXIDE_TOKEN or `token` in [oxide] of the file; or name a file that holds it by --oxide-token-file, OXIDE_TOKEN_FILE or `token_file` in [oxide] of the file"#]].assert_eq(&faults(&[], &[]));
+          - no cloud is chosen; this program knows Oxide ([oxide] of the file, or OXIDE_HOST, OXIDE_TOKEN, OXIDE_TOKEN_FILE, OXIDE_CA_BUNDLE); Ganeti ([ganeti] of the file, or GANETI_ENDPOINT, GANETI_USER, GANETI_PASSWORD, GANETI_PASSWORD_FILE, GANETI_CA_BUNDLE, GANETI_CERTIFICATE_SHA256, GANETI_INSECURE_SKIP_TLS_VERIFY)"#]].assert_eq(&faults(&[], &[]));
+    let missing = faults(&[], &[("OXIDE_CA_BUNDLE", "/does/not/exist")]);
+    assert!(
+        missing.contains("OXIDE_HOST") && missing.contains("OXIDE_TOKEN_FILE"),
+        "{missing}"
+    );
+    let missing = faults(&[], &[("GANETI_CERTIFICATE_SHA256", "12:34")]);
+    for sign in [
+        "GANETI_ENDPOINT",
+        "GANETI_USER",
+        "GANETI_PASSWORD_FILE",
+        "`12:34` is not a SHA-256",
+    ] {
+        assert!(missing.contains(sign), "{sign} in {missing}");
+    }
+}
+
+const CLUSTER: [(&str, &str); 5] = [
+    ("OMNI_ENDPOINT", "https://omni.example.com"),
+    ("OMNI_SERVICE_ACCOUNT_KEY", KEY),
+    ("GANETI_ENDPOINT", "https://cluster.example.com:5080/"),
+    ("GANETI_USER", "omni"),
+    ("GANETI_PASSWORD", "c4n4ry-password"),
+];
+
+#[test]
+fn a_cluster_is_known_by_its_certificate_or_by_its_authority() {
+    let pin =
+        "89:06:9F:BB:B4:56:8C:9C:16:66:EA:2C:43:3D:1D:FD:EF:CB:63:39:59:AC:49:07:1E:18:A6:20:B2:CE:0F:94";
+    let mut variables = environment(&CLUSTER);
+    let plain = load(&Flags::default(), &variables).unwrap().config;
+    assert_eq!(ganeti(&plain).endpoint, "https://cluster.example.com:5080");
+    assert_eq!(
+        (plain.provider.id.as_str(), plain.provider.name.as_str()),
+        ("ganeti", "Ganeti")
+    );
+    variables.insert("GANETI_CERTIFICATE_SHA256".into(), pin.into());
+    let pinned = load(&Flags::default(), &variables).unwrap().config;
+    let kept = ganeti(&pinned).certificate_sha256.clone().unwrap();
+    assert_eq!(kept, pin.replace(':', "").to_lowercase());
+    let printed = pinned.to_string();
+    assert!(!printed.contains(CANARY), "{printed}");
+    let file = file(&printed.replacen("<redacted>", KEY.trim(), 1), 0o600);
+    let again = load(
+        &flags(&["--config", file.path().to_str().unwrap()]),
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    assert_eq!(again.config.to_string(), printed);
+    variables.insert("GANETI_INSECURE_SKIP_TLS_VERIFY".into(), "1".into());
+    let Faults(both) = load(&Flags::default(), &variables).unwrap_err();
+    assert!(
+        both.concat().contains("a pinned certificate is trusted alone"),
+        "{both:?}"
+    );
+    variables.remove("GANETI_CERTIFICATE_SHA256");
+    let loaded = load(&Flags::default(), &variables).unwrap();
+    assert!(ganeti(&loaded.config).insecure);
+    assert!(
+        loaded
+            .warnings
+            .concat()
+            .contains("any certificate is accepted from Ganeti")
+    );
+}
+
+#[test]
+fn one_process_serves_one_cloud() {
+    let Faults(two) = load_with(&[], &[("GANETI_USER", "omni")]).unwrap_err();
+    assert_eq!(
+        two,
+        ["one process serves one cloud, but there are settings for Oxide and Ganeti: remove all but one"]
+    );
 }
 
 #[test]
@@ -238,19 +322,15 @@ fn a_secret_can_come_from_a_file() {
     variables.remove("OXIDE_TOKEN");
     variables.insert("CONFIG".into(), settings.path().to_str().unwrap().into());
     let loaded = load(&Flags::default(), &variables).unwrap();
-    let CloudConfig::Oxide(oxide) = &loaded.config.cloud;
-    assert_eq!(oxide.token.expose(), "from-file");
+    assert_eq!(oxide(&loaded.config).token.expose(), "from-file");
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
 
     // The stronger layer decides between value and file.
     variables.insert("OXIDE_TOKEN".into(), "from-environment".into());
-    let CloudConfig::Oxide(oxide) = load(&Flags::default(), &variables).unwrap().config.cloud;
-    assert_eq!(oxide.token.expose(), "from-environment");
-    let CloudConfig::Oxide(oxide) = load(&flags(&["--oxide-token-file", path]), &variables)
-        .unwrap()
-        .config
-        .cloud;
-    assert_eq!(oxide.token.expose(), "from-file");
+    let loaded = load(&Flags::default(), &variables).unwrap();
+    assert_eq!(oxide(&loaded.config).token.expose(), "from-environment");
+    let loaded = load(&flags(&["--oxide-token-file", path]), &variables).unwrap();
+    assert_eq!(oxide(&loaded.config).token.expose(), "from-file");
 
     variables.insert("OXIDE_TOKEN_FILE".into(), path.into());
     let Faults(twice) = load(&Flags::default(), &variables).unwrap_err();

@@ -2,6 +2,8 @@
 
 use anyhow::Context;
 
+#[cfg(feature = "ganeti")]
+use super::ganeti;
 use super::omni;
 #[cfg(feature = "oxide")]
 use super::oxide;
@@ -32,6 +34,8 @@ pub async fn check(config: &Config) -> anyhow::Result<()> {
             .check()
             .await
             .context("cannot use the silo")?,
+        #[cfg(feature = "ganeti")]
+        CloudConfig::Ganeti(site) => ganeti(site)?.check().await.context("cannot use the cluster")?,
     }
     Ok(())
 }
@@ -70,6 +74,8 @@ pub async fn orphans(config: &Config) -> anyhow::Result<OrphanList> {
     match &config.cloud {
         #[cfg(feature = "oxide")]
         CloudConfig::Oxide(site) => rows(&omni, &oxide(site, config)?).await,
+        #[cfg(feature = "ganeti")]
+        CloudConfig::Ganeti(site) => rows(&omni, &ganeti(site)?).await,
     }
 }
 
@@ -115,6 +121,8 @@ pub async fn release(config: &Config, name: &str, scope: Option<&str>) -> anyhow
     match &config.cloud {
         #[cfg(feature = "oxide")]
         CloudConfig::Oxide(site) => give_back(&omni, &oxide(site, config)?, name, scope).await,
+        #[cfg(feature = "ganeti")]
+        CloudConfig::Ganeti(site) => give_back(&omni, &ganeti(site)?, name, scope).await,
     }
 }
 

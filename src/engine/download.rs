@@ -58,7 +58,7 @@ pub struct Location {
     pub url: Secret,
     /// Headers to send to that host.
     pub headers: Vec<(String, Secret)>,
-    /// The format of what is there: `raw`, `raw.xz`, `raw.zst` or `raw.gz`.
+    /// The format of what is there: `raw`, `iso`, `raw.xz`, `raw.zst` or `raw.gz`.
     pub format: String,
 }
 
@@ -492,7 +492,7 @@ type Reader = Box<dyn AsyncRead + Send + Unpin>;
 impl Format {
     fn parse(format: &str) -> Option<Self> {
         Some(match format {
-            "raw" => Self::Raw,
+            "raw" | "iso" => Self::Raw,
             "raw.xz" => Self::Xz,
             "raw.zst" => Self::Zstd,
             "raw.gz" => Self::Gzip,

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cloud::{Cloud, ErrorKind, Timestamp};
+use crate::cloud::{Cloud, ErrorKind, InstanceState, Timestamp};
 use crate::machine::action::{ActionKind, Step};
 use crate::machine::desired::Parsed;
-use crate::machine::observed::{Created, Failure, Seen};
+use crate::machine::observed::{Created, Failure, Overall, Seen};
 use crate::machine::replace::Loss;
 use crate::machine::status::Shown;
 
@@ -152,10 +152,13 @@ impl<C: Cloud> Memory<C> {
         }
     }
 
-    /// Notes that an action of this kind succeeded.
+    /// Notes that an action of this kind succeeded. What the cloud has accepted may fail yet, as a job of its own: the row of
+    /// failures goes on until [`Self::saw`].
     pub fn succeeded(&mut self, kind: ActionKind) {
         self.failures.remove(&kind);
-        self.failed.remove(&kind);
+        if !matches!(kind, ActionKind::Create | ActionKind::Start | ActionKind::Delete) {
+            self.failed.remove(&kind);
+        }
         self.conflicts = 0;
         self.soon = 0;
     }
@@ -179,10 +182,29 @@ impl<C: Cloud> Memory<C> {
         }
     }
 
+    /// Notes what a look showed: whatever was accepted and took effect ends its row of failures.
+    pub fn saw<S>(&mut self, overall: &Overall<'_, S>) {
+        let done: &[ActionKind] = match overall {
+            Overall::Nothing(..) | Overall::Foreign(..) => &[ActionKind::Delete],
+            Overall::Ours(_, instance) => match instance.state {
+                InstanceState::Running => &[ActionKind::Create, ActionKind::Start],
+                InstanceState::Stopped | InstanceState::Broken(_) => &[ActionKind::Create],
+                InstanceState::Starting => &[],
+            },
+            Overall::Remains(..) | Overall::Unasked | Overall::Unknown(_) => &[],
+        };
+        for kind in done {
+            self.failed.remove(kind);
+        }
+    }
+
     /// Notes that an action failed, and plans its next try.
     pub fn failed(&mut self, kind: ActionKind, error: ErrorKind, cause: String, now: Timestamp) {
         let count = self.failed.entry(kind).or_default();
-        *count = count.saturating_add(1);
+        // To be told to wait is no failure.
+        if error != ErrorKind::Busy {
+            *count = count.saturating_add(1);
+        }
         let not_before = now.after(super::retry::wait(error, *count));
         self.failures.insert(
             kind,

@@ -9,6 +9,7 @@ pub mod download;
 pub mod health;
 pub mod imports;
 pub mod inventory;
+mod joined;
 pub mod memory;
 pub mod observe;
 pub mod orphans;

@@ -114,7 +114,7 @@ impl<C: Cloud> Engine<C> {
                     request.is_none_or(|made| machine.metadata.created >= made.metadata.created)
                 }),
                 scopes: scopes.into_iter().map(|scope| (scope, Seen::Unasked)).collect(),
-                schematic: self.schematic_of(memory).is_some(),
+                schematic: self.schematic_of(request, memory).is_some(),
                 image: ImageSeen::Unasked,
                 failures: memory.failures.clone(),
                 created: memory.created.as_ref().map(|(_, created)| *created),
@@ -144,18 +144,23 @@ impl<C: Cloud> Engine<C> {
     }
 
     /// The schematic's ID, if this process registered its like already.
-    pub(super) fn schematic_of(&self, memory: &Memory<C>) -> Option<String> {
+    pub(super) fn schematic_of(
+        &self,
+        request: Option<&Resource<MachineRequests>>,
+        memory: &Memory<C>,
+    ) -> Option<String> {
         let desired = memory.parsed.as_ref()?.good()?;
+        let schematic = self.schematic(desired, &request?.spec).ok()?;
         let schematics = self
             .schematics
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        schematics.get(&desired.schematic.input_hash())?.get().cloned()
+        schematics.get(&schematic.input_hash())?.get().cloned()
     }
 
     /// The image that the request boots, once its schematic is known.
     pub(super) fn image_key(&self, pass: &Pass<'_, C>) -> Option<ImageKey> {
-        let schematic = self.schematic_of(pass.memory)?;
+        let schematic = self.schematic_of(pass.request.as_deref(), pass.memory)?;
         let desired = pass.desired()?;
         Some(ImageKey {
             talos_version: desired.talos_version.clone(),
@@ -170,6 +175,14 @@ impl<C: Cloud> Engine<C> {
         match ask {
             Ask::Instance => self.see_instance(pass, false).await,
             Ask::InstanceByFind => self.see_instance(pass, true).await,
+            // It is where the operator has put it.
+            Ask::Image
+                if pass
+                    .desired()
+                    .is_some_and(|desired| desired.boot.format.is_none()) =>
+            {
+                pass.seen.image = ImageSeen::Present;
+            }
             Ask::Image => {
                 let place = pass
                     .seen
@@ -282,6 +295,7 @@ impl<C: Cloud> Engine<C> {
             0
         };
         pass.memory.find_next = failed;
+        pass.memory.saw(&pass.seen.overall());
         pass.memory.looked = Some(Looked {
             scopes: pass.seen.scopes.clone(),
             at: now,

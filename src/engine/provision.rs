@@ -8,13 +8,11 @@ use std::sync::{Arc, PoisonError};
 use tokio::time::sleep;
 use tracing::info;
 
-use crate::cloud::{Cloud, CloudError, ErrorKind, InstanceSpec, UserData};
+use crate::cloud::{Cloud, CloudError, ErrorKind, InstanceSpec};
 use crate::machine::action::{ActionKind, Finding};
 use crate::machine::observed::Created;
 use crate::omni::OmniErrorKind;
-use crate::omni::kinds::GrpcTunnel;
 use crate::omni::management::AssetRequest;
-use crate::talos::{join, patch};
 
 use super::act::meaning;
 use super::download::{Download, Location};
@@ -27,8 +25,12 @@ const SCHEMATICS: usize = 1024;
 
 impl<C: Cloud> Engine<C> {
     pub(super) async fn register_schematic(&self, pass: &mut Pass<'_, C>) -> Outcome {
-        let Some(desired) = pass.desired() else {
+        let (Some(request), Some(desired)) = (&pass.request, pass.desired()) else {
             return Outcome::Moved;
+        };
+        let schematic = match self.schematic(desired, &request.spec) {
+            Ok(schematic) => schematic.into_owned(),
+            Err(error) => return self.failed(pass, ActionKind::Schematic, error.kind, &error),
         };
         let cell = {
             let mut schematics = self.schematics.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,14 +38,11 @@ impl<C: Cloud> Engine<C> {
             if schematics.len() >= SCHEMATICS {
                 schematics.clear();
             }
-            schematics
-                .entry(desired.schematic.input_hash())
-                .or_default()
-                .clone()
+            schematics.entry(schematic.input_hash()).or_default().clone()
         };
         let register = || {
             self.management
-                .create_schematic(desired.schematic.yaml(), &desired.talos_version)
+                .create_schematic(schematic.yaml(), &desired.talos_version)
         };
         match cell.get_or_try_init(register).await {
             Ok(_) => Outcome::Done,
@@ -58,7 +57,10 @@ impl<C: Cloud> Engine<C> {
     }
 
     pub(super) fn start_import(&self, pass: &mut Pass<'_, C>, scope: &C::Scope) -> Outcome {
-        let (Some(key), Some(desired)) = (self.image_key(pass), pass.desired()) else {
+        let (Some(key), Some(format)) = (
+            self.image_key(pass),
+            pass.desired().and_then(|desired| desired.boot.format),
+        ) else {
             return Outcome::Moved;
         };
         let asset = AssetRequest {
@@ -66,7 +68,7 @@ impl<C: Cloud> Engine<C> {
             schematic: key.schematic.clone(),
             platform: key.platform.clone(),
             arch: key.arch.clone(),
-            format: desired.boot.format.to_owned(),
+            format: format.to_owned(),
         };
         let management = self.management.clone();
         let locate = move || {
@@ -107,7 +109,14 @@ impl<C: Cloud> Engine<C> {
         let Some(place) = self.image_key(pass).map(|key| (scope.clone(), key)) else {
             return Outcome::Moved;
         };
-        let (Some(desired), Some(image)) = (pass.desired(), self.imports.image(&place)) else {
+        let Some(desired) = pass.desired() else {
+            return Outcome::Moved;
+        };
+        let image = match desired.boot.format {
+            Some(_) => self.imports.image(&place),
+            None => Some(place.1.reference()),
+        };
+        let Some(image) = image else {
             return Outcome::Moved;
         };
         let user_data = match self.user_data(pass) {
@@ -133,49 +142,6 @@ impl<C: Cloud> Engine<C> {
             self.imports.doubt(&place);
         }
         self.mutated(pass, ActionKind::Create, result)
-    }
-
-    /// The join documents, rendered now: the token can rotate.
-    pub(super) fn user_data(&self, pass: &Pass<'_, C>) -> Result<UserData, CloudError> {
-        let fault = |kind, what: String| CloudError::new("Omni", "render the join config", kind, what);
-        let (Some(request), Some(desired)) = (&pass.request, pass.desired()) else {
-            return Err(fault(
-                ErrorKind::Unexpected,
-                "the request cannot be read".to_owned(),
-            ));
-        };
-        let inputs = self
-            .join
-            .inputs()
-            .map_err(|why| fault(ErrorKind::Unavailable, why))?;
-        let params = join::JoinParams {
-            api_url: inputs.api_url,
-            token: inputs.token,
-            events_port: inputs.events_port,
-            logs_port: inputs.logs_port,
-            token_version: inputs.token_version,
-            provider: self.identity.provider.clone(),
-            request: Some(pass.key.to_owned()),
-            tunnel: request.spec.grpc_tunnel == GrpcTunnel::Enabled,
-        };
-        let documents = params
-            .documents()
-            .map_err(|why| fault(ErrorKind::Unavailable, why.to_string()))?;
-        let mut text = documents.expose().to_owned();
-        if let Some(nameservers) = patch::nameservers(&desired.nameservers) {
-            text.push_str("---\n");
-            text.push_str(&nameservers);
-        }
-        if text.len() > C::LIMITS.user_data {
-            let what = format!(
-                "the user data has {} bytes, and {} takes {} at most",
-                text.len(),
-                C::KIND,
-                C::LIMITS.user_data
-            );
-            return Err(fault(ErrorKind::Rejected, what));
-        }
-        Ok(UserData(text.into_bytes()))
     }
 
     pub(super) async fn delete_instance(

@@ -49,7 +49,7 @@ pub struct AssetRequest {
     pub platform: String,
     /// Architecture.
     pub arch: String,
-    /// For example `raw.xz`.
+    /// For example `raw.xz`, or `iso`.
     pub format: String,
 }
 
@@ -139,11 +139,15 @@ impl Management {
         if self.inner.no_assets_lately() {
             return self.own_asset(asset, &path).await;
         }
+        let kind = match asset.format.as_str() {
+            "iso" => BootAssetKind::Iso,
+            _ => BootAssetKind::Disk,
+        };
         let request = BootAssetUrlRequest {
             talos_version: bare(&asset.talos_version).to_owned(),
             schematic_id: asset.schematic.clone(),
             standalone_url: false,
-            boot_asset_kind: BootAssetKind::Disk.into(),
+            boot_asset_kind: kind.into(),
             platform: asset.platform.clone(),
             architecture: asset.arch.clone(),
             format: asset.format.clone(),

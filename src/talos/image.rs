@@ -138,7 +138,7 @@ mod tests {
         let boot = BootProfile {
             platform: "nocloud",
             arch: "amd64",
-            format: "raw.xz",
+            format: Some("raw.xz"),
             kernel_args: Vec::new(),
             extensions: Vec::new(),
             nameservers: Vec::new(),

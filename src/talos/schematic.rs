@@ -1,10 +1,11 @@
 //! Decides what an image is made of: a request's wishes and its cloud's needs become one canonical schematic text.
 //!
 //! *Not here*: the schematic's ID is the factory's to give (an Enterprise factory adds an owner, which changes it). The hash of
-//! our text is only a key under which the returned ID is remembered. Join parameters are in no schematic: they travel as user
-//! data, so that one image serves all machines.
+//! our text is only a key under which the returned ID is remembered. Join parameters travel as user data wherever a platform reads
+//! some; else they are kernel arguments here, which name no request, so that one image serves all machines. A text may hold the join
+//! token, then, and `Debug` hides it.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use sha2::{Digest, Sha256};
 
@@ -12,10 +13,16 @@ use super::scalar::scalar;
 use crate::cloud::BootProfile;
 use crate::omni::kinds::MachineRequestSpec;
 
-/// A schematic in the image factory's canonical form.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// A schematic in the image factory's canonical form. It may hold the join token.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Schematic {
     yaml: String,
+}
+
+impl fmt::Debug for Schematic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Schematic({})", self.input_hash())
+    }
 }
 
 impl Schematic {
@@ -110,7 +117,7 @@ mod tests {
         BootProfile {
             platform: "nocloud",
             arch: "amd64",
-            format: "raw.xz",
+            format: Some("raw.xz"),
             kernel_args: kernel_args.iter().map(ToString::to_string).collect(),
             extensions: extensions.iter().map(ToString::to_string).collect(),
             nameservers: Vec::new(),

@@ -54,7 +54,7 @@ fn request(dice: &mut Dice) -> (MachineRequestSpec, BootProfile) {
     let boot = BootProfile {
         platform: "nocloud",
         arch: "amd64",
-        format: "raw.xz",
+        format: Some("raw.xz"),
         kernel_args: dice.some(3, text),
         extensions: dice.some(3, extension),
         nameservers: Vec::new(),

@@ -358,7 +358,7 @@ impl Cloud for Oxide {
             platform: "nocloud",
             // There is no field for anything else in this API.
             arch: "amd64",
-            format: "raw.xz",
+            format: Some("raw.xz"),
             // A rack has serial consoles alone; the ones of the nocloud image come first and would take the
             // output.
             kernel_args: vec!["-console".to_owned(), "console=ttyS0".to_owned()],

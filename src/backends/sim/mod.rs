@@ -168,6 +168,10 @@ struct World {
     hook: Option<Hook>,
     on_event: Option<OnEvent>,
     blind: bool,
+    /// How many creations are still accepted and come to nothing.
+    failing: usize,
+    /// What such a creation was for: the next try is told.
+    failed: BTreeSet<(Zone, String)>,
     next_id: u64,
     changes: Vec<Change>,
 }
@@ -332,6 +336,12 @@ impl Sim {
         self.lock().images.clear();
     }
 
+    /// The next `times` creations are accepted and fail later, for a lack of room: the next try is told, as by a cloud whose
+    /// changes are jobs.
+    pub fn fail_later(&self, times: usize) {
+        self.lock().failing = times;
+    }
+
     /// Takes the daemon's right to look away, or gives it back.
     pub fn set_blind(&self, blind: bool) {
         self.lock().blind = blind;
@@ -469,7 +479,7 @@ impl Cloud for Sim {
         BootProfile {
             platform: "nocloud",
             arch: "amd64",
-            format: "raw.xz",
+            format: Some("raw.xz"),
             kernel_args: Vec::new(),
             extensions: Vec::new(),
             nameservers: class.nameservers.clone(),
@@ -577,6 +587,15 @@ impl Cloud for Sim {
             {
                 let what = format!("{}: no such image", instance.name);
                 return Err(fault("create instance", ErrorKind::Rejected, what));
+            }
+            if world.failed.remove(&key) {
+                let what = format!("{}: no room", instance.name);
+                return Err(fault("create instance", ErrorKind::Exhausted, what));
+            }
+            if world.failing > 0 {
+                world.failing -= 1;
+                world.failed.insert(key);
+                return Ok(());
             }
             let mark = Some(Owner::Ours(instance.mark.clone()));
             world.disks.insert(
