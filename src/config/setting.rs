@@ -85,7 +85,7 @@ settings! {
     OXIDE_CA_BUNDLE = "oxide" "ca_bundle", "oxide-ca-bundle", ["OXIDE_CA_BUNDLE"], Single, "", "PATH",
         "a PEM file of certificate authorities to trust for Oxide, besides the system's";
     GANETI_ENDPOINT = "ganeti" "endpoint", "ganeti-endpoint", ["GANETI_ENDPOINT"], Single, "", "URL",
-        "the Ganeti cluster's RAPI, for example https://cluster.example.com:5080";
+        "the URL of the Ganeti cluster's RAPI, with its port";
     GANETI_USER = "ganeti" "user", "ganeti-user", ["GANETI_USER"], Single, "", "NAME",
         "the RAPI user, who has to have `write`";
     GANETI_PASSWORD = "ganeti" "password", "ganeti-password", ["GANETI_PASSWORD"], Secret, "", "PASSWORD",
