@@ -496,13 +496,18 @@ impl World {
         None
     }
 
-    /// Whether a stranger has the name of a single request where it would be.
+    /// Whether a stranger has the name of a single request where it may be: in the zone that a full one is left for, too.
     fn is_taken(&self, class: &str, id: &str) -> bool {
-        let zone = if class.contains("[b]") { "b" } else { "a" };
-        self.sim
-            .strangers()
-            .iter()
-            .any(|stranger| stranger.contains(&format!("(Zone({zone:?}), {id:?})")))
+        let zones: &[&str] = match class {
+            class if class.contains("[b]") => &["b"],
+            class if class.contains("[a, b]") => &["a", "b"],
+            _ => &["a"],
+        };
+        let strangers = self.sim.strangers();
+        zones.iter().any(|zone| {
+            let place = format!("(Zone({zone:?}), {id:?})");
+            strangers.iter().any(|stranger| stranger.contains(&place))
+        })
     }
 
     /// The operators want nothing any more.
