@@ -4,7 +4,7 @@ mod commands;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -490,7 +490,7 @@ fn ganeti(site: &GanetiConfig) -> anyhow::Result<Ganeti> {
 fn password_file(site: &GanetiConfig, ganeti: &Ganeti) -> Option<SecretFile> {
     let place = ganeti.password();
     let replace = move |password: &Secret| {
-        password.clone_into(&mut place.write().unwrap_or_else(PoisonError::into_inner));
+        password.clone_into(&mut place.write().unwrap_or_else(std::sync::PoisonError::into_inner));
         Ok(())
     };
     let file = site.password_file.clone()?;
