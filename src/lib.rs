@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod machine;
+pub mod net;
 pub mod omni;
 pub mod process;
 pub mod rotation;

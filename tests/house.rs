@@ -18,13 +18,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // The contract, and those who keep it.
     ("cloud", &["secret", "words"]),
-    ("backends", &["cloud", "config", "secret", "words"]),
+    ("backends", &["cloud", "config", "net", "secret", "words"]),
     // The hands. The wire's own types stay in `omni`.
     (
         "engine",
         &[
             "cloud",
             "machine",
+            "net",
             "omni",
             "secret",
             "talos",
@@ -34,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("omni", &["cloud", "secret", "words"]),
     ("secret", &[]),
+    ("net", &["cloud"]),
     ("words", &[]),
     ("telemetry", &["config", "secret"]),
     ("process", &[]),

@@ -25,9 +25,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
 use tokio_util::io::StreamReader;
-use url::{Host, Url};
+use url::Url;
 
 use crate::cloud::{BoxFuture, CloudError, ErrorKind, ImageSource, ImageStream, Result};
+use crate::net;
 use crate::secret::Secret;
 
 /// Who failed, in errors: no cloud, but shown in the same place.
@@ -322,22 +323,13 @@ impl Download {
             .connect_timeout(CONNECT_TIMEOUT)
             // Followed here: the client would carry all headers but the well-known ones to the next host.
             .redirect(reqwest::redirect::Policy::none());
-        let loopback = match url.host() {
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.is_loopback(),
-            Some(Host::Domain(name)) => name == "localhost",
-            None => false,
-        };
-        if loopback {
+        if net::is_loopback(url) {
             // No proxy can reach what listens on this machine alone.
             builder = builder.no_proxy();
         }
         if let Some(path) = &self.settings.ca_bundle {
-            let shown = path.display();
-            let refused = |words: &str| self.error(ErrorKind::Rejected, format!("CA bundle {shown} {words}"));
-            let pem = std::fs::read(path).map_err(|error| refused("cannot be read").with_source(error))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                .map_err(|error| refused("is not PEM").with_source(error))?;
+            let refused = |words: String| self.error(ErrorKind::Rejected, words);
+            let certificates = net::authorities(path, refused)?;
             builder = builder.tls_certs_merge(certificates);
         }
         builder.build().map_err(|error| {

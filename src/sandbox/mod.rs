@@ -40,7 +40,7 @@ pub const SET: &str = "workers";
 const TALOS_VERSION: &str = "1.12.0";
 
 /// What the set's machines are made of, as a user would write it into a machine class.
-const PROVIDER_DATA: &str = "\
+pub const PROVIDER_DATA: &str = "\
 project: talos
 cpus: 2
 memory: 8

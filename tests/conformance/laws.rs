@@ -1,5 +1,6 @@
 //! The eleven laws, in the order of `src/cloud/mod.rs`.
 
+use std::fmt::Debug;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -7,7 +8,7 @@ use std::task::Poll;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use omni_infra_provider::cloud::{
-    Cloud, ErrorKind, Found, ImageRef, InstanceRef, InstanceSpec, InstanceState, UserData,
+    Cloud, CloudError, ErrorKind, Found, ImageRef, InstanceRef, InstanceSpec, InstanceState, UserData,
 };
 use omni_infra_provider::machine::name::instance_name;
 
@@ -16,6 +17,18 @@ use super::{
     Door, Ref, asked, create, delete, find, fresh, image, key, ours, refusal, spec, start, until, until_state,
 };
 use crate::support::peer::say;
+
+/// A verb did its part, or says that another attempt is in its way.
+#[track_caller]
+fn assert_done_or_busy<T: Debug>(result: &Result<T, CloudError>) {
+    assert!(
+        result
+            .as_ref()
+            .err()
+            .is_none_or(|error| error.kind == ErrorKind::Busy),
+        "{result:?}"
+    );
+}
 
 /// 1. `create_instance` twice with one spec makes one instance: at once, by two processes, and again later.
 pub(crate) async fn creating_twice_makes_one<D: Door>(door: &D) {
@@ -28,13 +41,7 @@ pub(crate) async fn creating_twice_makes_one<D: Door>(door: &D) {
     );
     for result in [one, two, three] {
         // Busy: another attempt is under way.
-        assert!(
-            result
-                .as_ref()
-                .err()
-                .is_none_or(|error| error.kind == ErrorKind::Busy),
-            "{result:?}"
-        );
+        assert_done_or_busy(&result);
     }
     let stopped = until_state(door, &spec.instance, InstanceState::Stopped).await;
     door.cloud().create_instance(&spec).await.unwrap();
@@ -87,13 +94,7 @@ pub(crate) async fn a_deletion_advances_and_repeats<D: Door>(door: &D) {
     let stopped = create(door, &spec).await;
     start(door, &stopped).await;
     let refused = door.cloud().delete_instance(&spec.instance).await;
-    assert!(
-        refused
-            .as_ref()
-            .err()
-            .is_none_or(|error| error.kind == ErrorKind::Busy),
-        "{refused:?}"
-    );
+    assert_done_or_busy(&refused);
     let still = until_state(door, &spec.instance, InstanceState::Running).await;
     assert_eq!(still.id, stopped.id);
     // Whoever holds another ID means another instance.
@@ -102,13 +103,7 @@ pub(crate) async fn a_deletion_advances_and_repeats<D: Door>(door: &D) {
         ..spec.instance.clone()
     };
     let spared = door.cloud().delete_instance(&wrong).await;
-    assert!(
-        spared
-            .as_ref()
-            .err()
-            .is_none_or(|error| error.kind == ErrorKind::Busy),
-        "{spared:?}"
-    );
+    assert_done_or_busy(&spared);
     assert_eq!(
         until_state(door, &stopped, InstanceState::Running).await.id,
         stopped.id
@@ -118,13 +113,7 @@ pub(crate) async fn a_deletion_advances_and_repeats<D: Door>(door: &D) {
         "nothing",
         || async {
             let result = door.cloud().delete_instance(&stopped).await;
-            assert!(
-                result
-                    .as_ref()
-                    .err()
-                    .is_none_or(|error| error.kind == ErrorKind::Busy),
-                "{result:?}"
-            );
+            assert_done_or_busy(&result);
             find(door, &spec.instance).await
         },
         |found| *found == Found::Nothing,
@@ -279,13 +268,7 @@ pub(crate) async fn an_import_can_be_repeated<D: Door>(door: &D) {
     );
     // One may be told to wait for the other.
     for result in [&one, &two] {
-        assert!(
-            result
-                .as_ref()
-                .err()
-                .is_none_or(|error| error.kind == ErrorKind::Busy),
-            "{result:?}"
-        );
+        assert_done_or_busy(result);
     }
     let image = one.or(two).unwrap();
     assert_eq!(door.cloud().find_image(&scope, &key).await.unwrap(), Some(image));

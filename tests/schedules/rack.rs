@@ -20,6 +20,7 @@ use omni_infra_provider::omni::{self, Phase, Settings};
 use omni_infra_provider::sandbox::factory::{self, Factory, FactoryOptions};
 use omni_infra_provider::sandbox::omni::{Omni, OmniOptions};
 use omni_infra_provider::sandbox::oxide::{Call, Happening, Moment, OxideApi, OxideOptions, Verdict};
+use omni_infra_provider::sandbox::{PROJECT, PROVIDER_DATA};
 use omni_infra_provider::secret::Secret;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
@@ -30,23 +31,9 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 const PROVIDER: &str = "oxide";
-const PROJECT: &str = "talos";
 const SET: &str = "w";
 /// As the rack's default options have it.
 const TOKEN: &str = "oxide-token-sandbox";
-const CLASS: &str = "\
-project: talos
-cpus: 2
-memory: 8
-boot_disk_size: 10
-disks:
-  - type: distributed
-    size: 20
-network_interfaces:
-  - ip_config: v4
-    vpc_name: default
-    subnet_name: default
-";
 /// In the rack's time, as for the simulated cloud.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -343,7 +330,7 @@ impl World {
         if self.omni.scale(SET, count).is_err() {
             let template = MachineRequestSpec {
                 talos_version: "1.12.0".to_owned(),
-                provider_data: CLASS.to_owned(),
+                provider_data: PROVIDER_DATA.to_owned(),
                 ..MachineRequestSpec::default()
             };
             self.omni.create_request_set(SET, PROVIDER, count, &template);

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use reqwest::{Certificate, redirect};
+use reqwest::redirect;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use url::Url;
@@ -18,6 +18,7 @@ use super::KIND;
 use super::failure::Failure;
 use super::tls::{self, Pin};
 use crate::cloud::{CloudError, ErrorKind};
+use crate::net;
 use crate::secret::Secret;
 
 /// Longest wait for a connection, TLS included: with twenty clients RAPI accepts nobody until one has gone.
@@ -85,13 +86,13 @@ impl Client {
             .timeout(ANSWER_TIMEOUT)
             // RAPI never redirects. Whoever does is not RAPI, and gets no password.
             .redirect(redirect::Policy::none());
-        if is_loopback(&url) {
+        if net::is_loopback(&url) {
             // No proxy can reach what listens on this machine alone.
             builder = builder.no_proxy();
         }
         builder = match &settings.trust {
             Trust::Authorities(None) => builder,
-            Trust::Authorities(Some(path)) => builder.tls_certs_merge(authorities(path)?),
+            Trust::Authorities(Some(path)) => builder.tls_certs_merge(net::authorities(path, refused)?),
             Trust::Pinned(pin) => {
                 let config = tls::pinned(*pin)
                     .map_err(|error| refused("TLS cannot be set up".to_owned()).with_source(error))?;
@@ -195,27 +196,6 @@ impl Client {
         // A number; the manual shows text.
         let id = answer.as_u64().or_else(|| answer.as_str()?.parse().ok());
         id.ok_or_else(Failure::not_rapi)
-    }
-}
-
-fn authorities(path: &PathBuf) -> Result<Vec<Certificate>, CloudError> {
-    let shown = path.display();
-    let pem = std::fs::read(path)
-        .map_err(|error| refused(format!("CA bundle {shown} cannot be read")).with_source(error))?;
-    let certificates = Certificate::from_pem_bundle(&pem)
-        .map_err(|error| refused(format!("CA bundle {shown} is not PEM")).with_source(error))?;
-    if certificates.is_empty() {
-        return Err(refused(format!("CA bundle {shown} has no certificate")));
-    }
-    Ok(certificates)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
     }
 }
 

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use oxide::{Client, ClientInfo, ResponseValue, types};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Certificate, redirect};
+use reqwest::redirect;
 
 use super::convert::KIND;
 use super::failure::Failure;
 use crate::cloud::{CloudError, ErrorKind};
+use crate::net;
 use crate::secret::Secret;
 
 /// Longest wait for a connection.
@@ -69,34 +70,18 @@ pub(super) fn build(settings: &Settings) -> Result<Client, CloudError> {
         .timeout(ANSWER_TIMEOUT)
         // The API never redirects. Whoever does is not the API, and gets no token.
         .redirect(redirect::Policy::none());
-    if is_loopback(&url) {
+    if net::is_loopback(&url) {
         // No proxy can reach what listens on this machine alone.
         builder = builder.no_proxy();
     }
     if let Some(path) = &settings.ca_bundle {
-        let shown = path.display();
-        let pem = std::fs::read(path)
-            .map_err(|error| refused(format!("CA bundle {shown} cannot be read")).with_source(error))?;
-        let certificates = Certificate::from_pem_bundle(&pem)
-            .map_err(|error| refused(format!("CA bundle {shown} is not PEM")).with_source(error))?;
-        if certificates.is_empty() {
-            return Err(refused(format!("CA bundle {shown} has no certificate")));
-        }
+        let certificates = net::authorities(path, refused)?;
         builder = builder.tls_certs_merge(certificates);
     }
     let client = builder
         .build()
         .map_err(|error| refused("the HTTP client cannot be built".to_owned()).with_source(error))?;
     Ok(Client::new_with_client(host, client))
-}
-
-fn is_loopback(url: &url::Url) -> bool {
-    match url.host() {
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
 }
 
 fn refused(what: String) -> CloudError {
