@@ -51,6 +51,10 @@ const XZ_MEMORY: u64 = 256 * 1024 * 1024;
 
 /// How the xz format begins. Its decoder would also take the older lzma format, which has no checksum.
 const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
+/// What stands in every ISO 9660 image, and where (ECMA-119, 6.2.1 and 8.1.2): the first volume descriptor, in sector 16. The format
+/// has no checksum; this tells it from an error page.
+const ISO_MAGIC: &[u8] = b"CD001";
+const ISO_MAGIC_AT: usize = 16 * 2048 + 1;
 
 /// Where an image is right now.
 #[derive(Debug, Clone)]
@@ -168,7 +172,7 @@ impl Download {
             )
         })?;
         let response = self.fetch(&location, None).await?;
-        if format == Format::Raw && !has_end(&response) {
+        if matches!(format, Format::Raw | Format::Iso) && !has_end(&response) {
             let words = "an uncompressed image without a length cannot be told from a cut-off one";
             return Err(self.error(ErrorKind::Rejected, words));
         }
@@ -202,7 +206,8 @@ impl Download {
         body: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Box<dyn ImageStream> {
         Box::new(Decoded {
-            reader: format.decode(StreamReader::new(Box::pin(begins_with(format.magic(), body)))),
+            reader: format.decode(StreamReader::new(Box::pin(has_magic(format.magic(), body)))),
+            least: format.least(),
             download: self.clone(),
             hasher: Sha256::new(),
             length: 0,
@@ -423,16 +428,19 @@ impl Body {
     }
 }
 
-/// A body that fails where it does not begin so.
-fn begins_with(
-    magic: &'static [u8],
+/// A body that fails where it has other bytes there.
+fn has_magic(
+    (at, magic): (usize, &'static [u8]),
     body: impl Stream<Item = io::Result<Bytes>>,
 ) -> impl Stream<Item = io::Result<Bytes>> {
-    let mut rest = magic;
+    let (mut ahead, mut rest) = (at, magic);
     body.map(move |chunk| {
         let chunk = chunk?;
-        let (expected, later) = rest.split_at(rest.len().min(chunk.len()));
-        if !chunk.starts_with(expected) {
+        let skipped = ahead.min(chunk.len());
+        ahead -= skipped;
+        let there = chunk.slice(skipped..);
+        let (expected, later) = rest.split_at(rest.len().min(there.len()));
+        if !there.starts_with(expected) {
             return Err(io::ErrorKind::InvalidData.into());
         }
         rest = later;
@@ -474,6 +482,8 @@ impl StdError for Fault {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Raw,
+    /// Raw as well, but known by its look.
+    Iso,
     Xz,
     Zstd,
     Gzip,
@@ -484,7 +494,8 @@ type Reader = Box<dyn AsyncRead + Send + Unpin>;
 impl Format {
     fn parse(format: &str) -> Option<Self> {
         Some(match format {
-            "raw" | "iso" => Self::Raw,
+            "raw" => Self::Raw,
+            "iso" => Self::Iso,
             "raw.xz" => Self::Xz,
             "raw.zst" => Self::Zstd,
             "raw.gz" => Self::Gzip,
@@ -492,18 +503,27 @@ impl Format {
         })
     }
 
-    /// How a body of this format has to begin, where its decoder is not strict about that.
-    fn magic(self) -> &'static [u8] {
+    /// What a body of this format has to have, and at which byte, where its decoder is not strict about that.
+    fn magic(self) -> (usize, &'static [u8]) {
         match self {
-            Self::Xz => XZ_MAGIC,
-            Self::Raw | Self::Zstd | Self::Gzip => &[],
+            Self::Xz => (0, XZ_MAGIC),
+            Self::Iso => (ISO_MAGIC_AT, ISO_MAGIC),
+            Self::Raw | Self::Zstd | Self::Gzip => (0, &[]),
+        }
+    }
+
+    /// Fewest bytes of an image of this format.
+    fn least(self) -> u64 {
+        match self {
+            Self::Iso => (ISO_MAGIC_AT + ISO_MAGIC.len()) as u64,
+            Self::Raw | Self::Xz | Self::Zstd | Self::Gzip => 1,
         }
     }
 
     fn decode(self, body: impl AsyncBufRead + Send + Unpin + 'static) -> Reader {
         // Several members make one image: parallel compressors write them.
         match self {
-            Self::Raw => Box::new(body),
+            Self::Raw | Self::Iso => Box::new(body),
             Self::Xz => {
                 let mut decoder = XzDecoder::with_mem_limit(body, XZ_MEMORY);
                 decoder.multiple_members(true);
@@ -529,6 +549,8 @@ struct Decoded {
     download: Download,
     hasher: Sha256,
     length: u64,
+    /// Fewest bytes that it can have.
+    least: u64,
     /// After a failure no end may be reported, however often one asks.
     failed: bool,
 }
@@ -560,6 +582,10 @@ impl Decoded {
         if chunk.is_empty() {
             if self.length == 0 {
                 return Err(self.download.error(ErrorKind::Unavailable, "the image is empty"));
+            }
+            if self.length < self.least {
+                let words = "the image is cut off, or is in another format than was said";
+                return Err(self.download.error(ErrorKind::Unavailable, words));
             }
             return Ok(None);
         }
@@ -853,6 +879,35 @@ mod tests {
             let (_, base) = Factory::serve([("image", damaged)]).await;
             let error = fails(format!("{base}/file/image"), format).await;
             assert!(error.to_string().contains("damaged"), "{format}: {error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_iso_is_told_from_an_error_page() {
+        let mut iso = image();
+        iso[ISO_MAGIC_AT..ISO_MAGIC_AT + ISO_MAGIC.len()].copy_from_slice(ISO_MAGIC);
+        let files = [
+            ("iso", iso.clone()),
+            ("other", image()),
+            ("page", b"<html>".to_vec()),
+        ];
+        let (_, base) = Factory::serve(files).await;
+        let good = download(format!("{base}/file/iso"), "iso", Settings::default());
+        assert_eq!(read(&good).await.unwrap().0, iso);
+        for name in ["other", "page"] {
+            let error = fails(format!("{base}/file/{name}"), "iso").await;
+            assert_eq!(error.kind, ErrorKind::Unavailable, "{name}: {error:?}");
+            assert!(error.to_string().contains("another format"), "{name}: {error:?}");
+        }
+        // However the chunks fall.
+        for size in [1, 32_770, 40_000] {
+            let chunks = iso[..40_000].chunks(size).map(Bytes::copy_from_slice).collect();
+            let mut stream = good.decode_chunks("iso", chunks).unwrap();
+            assert_eq!(
+                stream.next(40_000).await.unwrap().unwrap(),
+                iso[..40_000],
+                "{size}"
+            );
         }
     }
 
