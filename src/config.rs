@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::IsTerminal;
 use std::net::IpAddr;
+#[cfg(feature = "ganeti")]
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -131,6 +133,20 @@ pub struct GanetiConfig {
     pub certificate_sha256: Option<String>,
     /// Whether any certificate is trusted.
     pub insecure: bool,
+    /// Where ISOs are served to the nodes. `None`: nowhere.
+    pub media: Option<MediaConfig>,
+}
+
+/// Where ISOs are served.
+#[cfg(feature = "ganeti")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MediaConfig {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// How it is reached, without a trailing slash.
+    pub url: String,
+    /// Where they are kept meanwhile.
+    pub folder: PathBuf,
 }
 
 /// What is logged, and how.
@@ -309,6 +325,15 @@ impl fmt::Display for Config {
                     writeln!(f, "certificate_sha256 = {sha256:?}")?;
                 }
                 writeln!(f, "insecure_skip_tls_verify = {}", ganeti.insecure)?;
+                if let Some(media) = &ganeti.media {
+                    writeln!(
+                        f,
+                        "\n[ganeti.media]\naddress = {:?}\nurl = {:?}\nfolder = {:?}",
+                        media.address.to_string(),
+                        media.url,
+                        media.folder.display().to_string()
+                    )?;
+                }
             }
         }
         writeln!(f, "\n[provider]\nid = {:?}", self.provider.id)?;

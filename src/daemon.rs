@@ -7,6 +7,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+#[cfg(feature = "ganeti")]
+use anyhow::Context as _;
+#[cfg(feature = "ganeti")]
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -36,6 +40,8 @@ use crate::engine::reconcile::{Engine, Identity};
 use crate::engine::stores::Stores;
 use crate::engine::{orphans, retry, workers};
 use crate::machine::Pace;
+#[cfg(feature = "ganeti")]
+use crate::media::{self, Shelf};
 use crate::omni::kinds::InfraProviderStatusSpec;
 use crate::omni::{
     Dial, Fence, IdentityError, Join, Lease, Omni, OmniError, OmniErrorKind, ServiceAccount, Settings,
@@ -373,7 +379,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             CloudConfig::Ganeti(site) => {
                 let ganeti = ganeti(site)?;
                 files.extend(password_file(site, &ganeti));
-                serve_as_told(parts(omni, ganeti, &config), &config, files, &look, stop).await?;
+                let serving = serve_as_told(parts(omni, ganeti, &config), &config, files, &look, stop);
+                tokio::select! {
+                    served = serving => served?,
+                    served = serve_media(site) => served?,
+                }
             }
         }
         anyhow::Ok(())
@@ -481,8 +491,28 @@ fn ganeti(site: &GanetiConfig) -> anyhow::Result<Ganeti> {
         user: site.user.clone(),
         password: site.password.clone(),
         trust,
+        media: shelf(site),
     };
     Ok(Ganeti::new(&settings)?)
+}
+
+/// Where the ISOs of this site lie, if it serves any.
+#[cfg(feature = "ganeti")]
+fn shelf(site: &GanetiConfig) -> Option<Shelf> {
+    let media = site.media.as_ref()?;
+    Some(Shelf::new(&media.folder, &media.url))
+}
+
+/// Serves ISOs, whoever's turn it is; without any it never ends.
+#[cfg(feature = "ganeti")]
+async fn serve_media(site: &GanetiConfig) -> anyhow::Result<()> {
+    let (Some(media), Some(shelf)) = (&site.media, shelf(site)) else {
+        return std::future::pending().await;
+    };
+    let listener = TcpListener::bind(media.address).await;
+    let listener = listener.with_context(|| format!("cannot serve boot media on {}", media.address))?;
+    media::serve(shelf, listener).await?;
+    Ok(())
 }
 
 /// The file of the password, if it came from one.

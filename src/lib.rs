@@ -10,6 +10,8 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod machine;
+#[cfg(feature = "ganeti")]
+pub mod media;
 pub mod net;
 pub mod omni;
 pub mod process;

@@ -72,6 +72,7 @@ fn claimed() -> Observed<Zone> {
         scopes: vec![(zone("a"), known(Found::Nothing))],
         schematic: true,
         image: ImageSeen::Present,
+        boots_from_medium: false,
         failures: BTreeMap::new(),
         created: None,
         claimed_since: Some(Timestamp(0)),
@@ -523,6 +524,32 @@ fn r18_a_stopped_instance_that_never_ran_is_started() {
         &with(InstanceState::Stopped),
         Finding::Failed(Reason::Invalid(reason)),
     );
+}
+
+#[test]
+fn r18_what_boots_from_a_medium_is_started_when_the_medium_is_there() {
+    let mut seen = with(InstanceState::Stopped);
+    seen.boots_from_medium = true;
+    let start = Action::StartInstance {
+        scope: a(),
+        id: UUID.to_owned(),
+    };
+    acts(&run_goal(), &seen, start);
+    seen.image = ImageSeen::Unasked;
+    asks(&run_goal(), &seen, Ask::Image);
+    seen.image = ImageSeen::Absent;
+    acts(&run_goal(), &seen, Action::StartImport { scope: a() });
+    seen.image = ImageSeen::Importing(Some(7));
+    let importing = Finding::Step(Step::ImportingImage(Some(7)));
+    waits(&run_goal(), &seen, importing);
+    // After a restart nothing is known of the image.
+    seen.schematic = false;
+    acts(&run_goal(), &seen, Action::RegisterSchematic);
+    // What runs has read it.
+    let mut runs = with(InstanceState::Running);
+    runs.boots_from_medium = true;
+    runs.image = ImageSeen::Absent;
+    waits(&run_goal(), &runs, Finding::Provisioned);
 }
 
 #[test]

@@ -266,6 +266,13 @@ pub struct BootProfile {
 }
 
 impl BootProfile {
+    /// Whether the image is a medium that the machine reads while it boots for the first time: it has to be there at the start, and
+    /// not only when the instance is made.
+    #[must_use]
+    pub fn is_medium(&self) -> bool {
+        self.format == Some("iso")
+    }
+
     /// Whether the machine learns from its kernel's arguments how to join: the `metal` platform knows no user data. They are part
     /// of the image, then, and one image serves all machines, so that they name no request.
     #[must_use]

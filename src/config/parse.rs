@@ -1,6 +1,8 @@
 //! Turns the text of one setting into its value, or into what is wrong with it. Pure.
 
 use std::net::IpAddr;
+#[cfg(feature = "ganeti")]
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use url::Url;
@@ -48,6 +50,13 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
         return Err(format!("`{text}` has a query"));
     }
     Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// Where to listen.
+#[cfg(feature = "ganeti")]
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not an IP address with a port, such as 0.0.0.0:8080"))
 }
 
 /// A fingerprint of a certificate, as `openssl x509 -fingerprint -sha256` prints it, or without its colons.

@@ -11,12 +11,12 @@ use figment::Figment;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
 
-#[cfg(feature = "ganeti")]
-use super::GanetiConfig;
 #[cfg(feature = "oxide")]
 use super::OxideConfig;
 use super::setting::{self, Flags, Form, LAYERS, Layer, SETTINGS, Setting};
 use super::{CloudConfig, OmniConfig, parse};
+#[cfg(feature = "ganeti")]
+use super::{GanetiConfig, MediaConfig};
 use crate::omni::auth::ServiceAccount;
 use crate::secret::Secret;
 
@@ -286,7 +286,7 @@ impl Reader {
             SETTINGS
                 .iter()
                 .copied()
-                .filter(move |setting| setting.section == section)
+                .filter(move |setting| setting.section.split('.').next() == Some(section))
         }
         let is_chosen = |(section, ..): &&(&str, &str, Read)| of(section).any(|setting| self.is_set(setting));
         let chosen: Vec<_> = clouds.iter().filter(is_chosen).collect();
@@ -300,6 +300,7 @@ impl Reader {
                     .iter()
                     .map(|(section, title, _)| {
                         let variables: Vec<&str> = of(section)
+                            .filter(|setting| setting.section == *section)
                             .filter_map(|setting| setting.variables.first().copied())
                             .collect();
                         format!("{title} ([{section}] of the file, or {})", variables.join(", "))
@@ -368,6 +369,7 @@ impl Reader {
                 "a pinned certificate is trusted alone: remove the CA bundle and insecure_skip_tls_verify",
             );
         }
+        let media = self.ganeti_media();
         let endpoint = endpoint?;
         if insecure {
             self.warnings.push(
@@ -387,7 +389,48 @@ impl Reader {
             ca_bundle,
             certificate_sha256,
             insecure,
+            media,
         }))
+    }
+
+    /// Where ISOs are served, if they are.
+    fn ganeti_media(&mut self) -> Option<MediaConfig> {
+        let (address, url) = (&setting::GANETI_MEDIA_ADDRESS, &setting::GANETI_MEDIA_URL);
+        if !self.is_set(address) {
+            for setting in [url, &setting::GANETI_MEDIA_FOLDER] {
+                if self.is_set(setting) {
+                    let fault = format!("nothing is served: set {} as well, or remove it", address.names());
+                    self.wrong(setting, &fault);
+                }
+            }
+            return None;
+        }
+        let listen = self.parsed(address, parse::listen_address);
+        let given = self.parsed(url, parse::http_url);
+        let folder = self.text(&setting::GANETI_MEDIA_FOLDER).map(PathBuf::from);
+        let listen = listen?;
+        let url = match given {
+            Some(url) => url,
+            None if self.is_set(url) => return None,
+            None if listen.ip().is_unspecified() || listen.port() == 0 => {
+                self.wrong(
+                    url,
+                    "needed, since no node can reach the address that is listened on",
+                );
+                return None;
+            }
+            None => format!("http://{listen}"),
+        };
+        if url.starts_with("http://") && !parse::is_loopback(&url) {
+            self.warnings.push(format!(
+                "{url} has no TLS: the ISOs hold join tokens, which can be read on the way to the nodes"
+            ));
+        }
+        Some(MediaConfig {
+            address: listen,
+            url,
+            folder: folder.unwrap_or_else(|| std::env::temp_dir().join("omni-infra-provider-media")),
+        })
     }
 }
 

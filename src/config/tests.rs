@@ -185,6 +185,68 @@ const CLUSTER: [(&str, &str); 5] = [
 ];
 
 #[test]
+fn isos_are_served_where_it_is_said() {
+    let media = |more: &[(&str, &str)]| {
+        let mut variables = environment(&CLUSTER);
+        variables.extend(
+            more.iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        load(&Flags::default(), &variables)
+    };
+    assert_eq!(ganeti(&media(&[]).unwrap().config).media, None);
+    let loaded = media(&[("GANETI_MEDIA_ADDRESS", "10.0.0.1:8080")]).unwrap();
+    let plain = ganeti(&loaded.config).media.clone().unwrap();
+    assert_eq!(plain.url, "http://10.0.0.1:8080");
+    assert!(plain.folder.is_absolute());
+    assert!(
+        loaded.warnings.concat().contains("join tokens"),
+        "{:?}",
+        loaded.warnings
+    );
+    let loaded = media(&[
+        ("GANETI_MEDIA_ADDRESS", "[::]:8080"),
+        ("GANETI_MEDIA_URL", "https://media.example.com/talos/"),
+        ("GANETI_MEDIA_FOLDER", "/var/cache/talos"),
+    ])
+    .unwrap();
+    let full = ganeti(&loaded.config).media.clone().unwrap();
+    assert_eq!(full.url, "https://media.example.com/talos");
+    assert_eq!(full.folder.to_str(), Some("/var/cache/talos"));
+    let printed = loaded.config.to_string();
+    let file = file(&printed.replacen("<redacted>", KEY.trim(), 1), 0o600);
+    let again = load(
+        &flags(&["--config", file.path().to_str().unwrap()]),
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    assert_eq!(ganeti(&again.config).media, Some(full));
+    for (more, fault) in [
+        (
+            &[("GANETI_MEDIA_ADDRESS", "0.0.0.0:8080")][..],
+            "no node can reach",
+        ),
+        (
+            &[("GANETI_MEDIA_ADDRESS", "8080")],
+            "not an IP address with a port",
+        ),
+        (&[("GANETI_MEDIA_URL", "http://a")], "nothing is served"),
+        (&[("GANETI_MEDIA_FOLDER", "/a")], "nothing is served"),
+        (
+            &[
+                ("GANETI_MEDIA_ADDRESS", "0.0.0.0:1"),
+                ("GANETI_MEDIA_URL", "ftp://a"),
+            ],
+            "not usable",
+        ),
+    ] {
+        let Faults(faults) = media(more).unwrap_err();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].contains(fault), "{faults:?}");
+    }
+}
+
+#[test]
 fn a_cluster_is_known_by_its_certificate_or_by_its_authority() {
     let pin =
         "89:06:9F:BB:B4:56:8C:9C:16:66:EA:2C:43:3D:1D:FD:EF:CB:63:39:59:AC:49:07:1E:18:A6:20:B2:CE:0F:94";

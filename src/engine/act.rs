@@ -49,6 +49,12 @@ impl<C: Cloud> Engine<C> {
                 instance.id = Some(id.clone());
                 let call = self.cloud.start_instance(&instance);
                 let result = self.shown_while(pass, &plan.finding, call).await;
+                if result.is_err()
+                    && let Some(image) = self.image_key(pass)
+                {
+                    // Perhaps its medium is gone: it is looked for again before the next try.
+                    self.imports.doubt(&(scope.clone(), image));
+                }
                 self.mutated(pass, ActionKind::Start, result)
             }),
             Action::DeleteLeftovers { scope } => Box::pin(async {

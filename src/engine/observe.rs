@@ -116,6 +116,11 @@ impl<C: Cloud> Engine<C> {
                 scopes: scopes.into_iter().map(|scope| (scope, Seen::Unasked)).collect(),
                 schematic: self.schematic_of(request, memory).is_some(),
                 image: ImageSeen::Unasked,
+                boots_from_medium: memory
+                    .parsed
+                    .as_ref()
+                    .and_then(|parsed| parsed.good())
+                    .is_some_and(|desired| desired.boot.is_medium()),
                 failures: memory.failures.clone(),
                 created: memory.created.as_ref().map(|(_, created)| *created),
                 claimed_since,

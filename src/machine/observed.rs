@@ -161,6 +161,8 @@ pub struct Observed<S> {
     pub schematic: bool,
     /// The image in the current scope.
     pub image: ImageSeen,
+    /// Whether the machine reads its image while it boots for the first time.
+    pub boots_from_medium: bool,
     /// The last failure of each kind of action, by this process.
     pub failures: BTreeMap<ActionKind, Failure>,
     /// How the last creation by this process ended, if it was in the current scope.

@@ -179,18 +179,14 @@ fn run<S: Scope>(
                 return decision;
             }
             match &instance.state {
-                // R18
+                // R18: a medium may have gone since the creation.
                 InstanceState::Stopped => match invalid {
                     Some(reason) => fail(Reason::Invalid(reason.clone())),
-                    None => attempt(
-                        seen,
-                        now,
-                        Action::StartInstance {
-                            scope: scope.clone(),
-                            id: instance.id.clone(),
-                        },
-                        Step::Starting,
-                    ),
+                    None if seen.boots_from_medium => match bring_image(scope, seen, now) {
+                        Some(decision) => decision,
+                        None => start(scope, instance, seen, now),
+                    },
+                    None => start(scope, instance, seen, now),
                 },
                 // R19
                 InstanceState::Starting | InstanceState::Broken(_) => {
@@ -218,6 +214,14 @@ fn run<S: Scope>(
             }
         }
     }
+}
+
+fn start<S: Scope>(scope: &S, instance: &Instance, seen: &Observed<S>, now: Timestamp) -> Decision<S> {
+    let action = Action::StartInstance {
+        scope: scope.clone(),
+        id: instance.id.clone(),
+    };
+    attempt(seen, now, action, Step::Starting)
 }
 
 fn vanished<S: Scope>(seen: &Observed<S>) -> Reason {
@@ -248,35 +252,9 @@ fn absent<S: Scope>(
     let Some(scope) = seen.placement().and_then(|placement| placement.scopes.last()) else {
         return wait(Finding::Keep, Look::Event);
     };
-    // R10
-    if !seen.schematic {
-        return attempt(seen, now, Action::RegisterSchematic, Step::PreparingImage);
-    }
-    // R11
-    match &seen.image {
-        ImageSeen::Unasked => return Decision::Ask(Ask::Image),
-        ImageSeen::Absent => {
-            let scope = scope.clone();
-            return attempt(
-                seen,
-                now,
-                Action::StartImport { scope },
-                Step::ImportingImage(None),
-            );
-        }
-        ImageSeen::Importing(percent) => {
-            return wait(Finding::Step(Step::ImportingImage(*percent)), Look::Event);
-        }
-        ImageSeen::Failed(failure) => {
-            return wait(
-                Finding::Blocked {
-                    step: Step::ImportingImage(None),
-                    failure: failure.clone(),
-                },
-                Look::At(failure.not_before),
-            );
-        }
-        ImageSeen::Present => {}
+    // R10, R11
+    if let Some(decision) = bring_image(scope, seen, now) {
+        return decision;
     }
     // R12
     if seen.created == Some(Created::Failed(ErrorKind::Exhausted))
@@ -312,6 +290,35 @@ fn absent<S: Scope>(
     }
     let scope = scope.clone();
     attempt(seen, now, Action::CreateInstance { scope }, Step::Creating)
+}
+
+/// Rows R10 and R11. `None` once the image is there.
+fn bring_image<S: Scope>(scope: &S, seen: &Observed<S>, now: Timestamp) -> Option<Decision<S>> {
+    if !seen.schematic {
+        let step = Step::PreparingImage;
+        return Some(attempt(seen, now, Action::RegisterSchematic, step));
+    }
+    Some(match &seen.image {
+        ImageSeen::Unasked => Decision::Ask(Ask::Image),
+        ImageSeen::Absent => {
+            let scope = scope.clone();
+            attempt(
+                seen,
+                now,
+                Action::StartImport { scope },
+                Step::ImportingImage(None),
+            )
+        }
+        ImageSeen::Importing(percent) => wait(Finding::Step(Step::ImportingImage(*percent)), Look::Event),
+        ImageSeen::Failed(failure) => wait(
+            Finding::Blocked {
+                step: Step::ImportingImage(None),
+                failure: failure.clone(),
+            },
+            Look::At(failure.not_before),
+        ),
+        ImageSeen::Present => return None,
+    })
 }
 
 fn next_scope<S: Scope>(class_scopes: &[S], seen: &Observed<S>) -> Option<S> {

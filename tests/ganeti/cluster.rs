@@ -71,6 +71,7 @@ impl Cluster {
             user: self.user.clone(),
             password: Secret::new(self.password.clone()),
             trust: Trust::Pinned(Pin::parse(&self.sha256).unwrap()),
+            media: None,
         }
     }
 

@@ -264,6 +264,7 @@ impl World {
             endpoint: self.rapi_url.clone(),
             password: self.password.clone(),
             trust: Trust::Authorities(None),
+            media: None,
             ..self.cluster.settings()
         };
         let parts = Parts {

@@ -437,6 +437,7 @@ fn observed(sight: &Sight, places: &[Place], open: &Open) -> Observed<Zone> {
         // Schematic and image hold a creation up, and nothing else.
         schematic: true,
         image: ImageSeen::Present,
+        boots_from_medium: false,
         failures: if open.blocked {
             kinds
                 .into_iter()

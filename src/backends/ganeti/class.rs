@@ -71,7 +71,7 @@ pub struct GanetiClass {
     #[serde(default)]
     pub hypervisor_params: BTreeMap<String, Parameter>,
     /// Metal ISO of Talos: a path that every node has, or the URL of a mirror that answers ranges. {schematic} and {version}
-    /// are replaced.
+    /// are replaced. Empty: with kvm, the provider serves it itself, where it is told to.
     #[serde(default)]
     #[schemars(regex(pattern = "^(/|https?://)?[^\\s]*$"))]
     pub boot_iso: String,
@@ -97,6 +97,13 @@ pub struct GanetiClass {
     /// Which lost machines the provider replaces by itself. Absent: none.
     #[serde(default)]
     pub replace: Replace,
+}
+
+impl GanetiClass {
+    /// Whether its machines boot the ISO that the provider serves.
+    pub(super) fn boots_from_provider(&self) -> bool {
+        self.hypervisor == "kvm" && self.boot_iso.is_empty()
+    }
 }
 
 /// How disks are stored (Ganeti: `DT_*`).
@@ -274,10 +281,6 @@ pub(super) fn validate(class: &GanetiClass) -> Vec<String> {
     );
     check(class.hypervisor.is_empty(), "hypervisor must not be empty.");
     check(
-        class.boot_iso.is_empty() && class.hypervisor == "kvm",
-        "boot_iso is needed with the hypervisor kvm.",
-    );
-    check(
         !class.boot_iso.is_empty() && class.hypervisor != "kvm",
         "boot_iso is for the hypervisor kvm: another one's parameters go into hypervisor_params.",
     );
@@ -420,6 +423,7 @@ mod tests {
     #[test]
     fn what_the_schema_cannot_say_is_checked() {
         assert_eq!(faults(json!({})), [""; 0]);
+        assert_eq!(faults(json!({"boot_iso": ""})), [""; 0]);
         for (changes, field) in [
             (json!({"node_groups": []}), "node_groups"),
             (json!({"node_groups": ["a/b"]}), "node_groups"),
@@ -434,7 +438,6 @@ mod tests {
             (json!({"nics": [{"ip": "pool"}]}), "nics[0]"),
             (json!({"nics": [{"ip": "1.2.3"}]}), "nics[0]"),
             (json!({"nics": [{"mode": "routed"}]}), "nics[0]"),
-            (json!({"boot_iso": ""}), "boot_iso"),
             (json!({"boot_iso": "iso/talos.iso"}), "boot_iso"),
             (json!({"boot_iso": "/srv/../etc/shadow"}), "boot_iso"),
             (json!({"hypervisor": "fake"}), "boot_iso"),

@@ -18,6 +18,7 @@ use super::KIND;
 use super::failure::Failure;
 use super::tls::{self, Pin};
 use crate::cloud::{CloudError, ErrorKind};
+use crate::media::Shelf;
 use crate::net;
 use crate::secret::Secret;
 
@@ -50,6 +51,8 @@ pub struct Settings {
     pub password: Secret,
     /// How the certificate is judged.
     pub trust: Trust,
+    /// Where the ISOs are that the provider serves itself. `None`: it serves none.
+    pub media: Option<Shelf>,
 }
 
 /// A client of one cluster.
@@ -213,6 +216,7 @@ mod tests {
             user: "omni".to_owned(),
             password: Secret::new("hush"),
             trust: Trust::Authorities(None),
+            media: None,
         }
     }
 

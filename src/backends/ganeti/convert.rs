@@ -15,6 +15,8 @@ use crate::cloud::{ImageRef, Instance, InstanceSpec, InstanceState, Timestamp};
 pub(super) const MAX_NAME: usize = 60;
 /// Ganeti sees no user data; this bounds what is kept until the machine has fetched it.
 pub(super) const MAX_USER_DATA: usize = 256 * 1024;
+/// The hypervisor parameter of the CD.
+pub(super) const CDROM: &str = "cdrom_image_path";
 /// What the ID of a creation in flight begins with: there is no instance yet, and so no UUID.
 const JOB: &str = "job-";
 
@@ -29,6 +31,9 @@ pub(super) struct Theirs {
     pub(super) ctime: f64,
     pub(super) mtime: f64,
     pub(super) serial_no: u64,
+    /// What it was given itself. A query does not ask for it.
+    #[serde(default)]
+    pub(super) custom_hvparams: Map<String, Value>,
 }
 
 /// The fields of a query, in the order of [`Theirs`].
@@ -43,6 +48,12 @@ impl Theirs {
 
     pub(super) fn owner(&self) -> Option<Owner> {
         Owner::read(self.tags.iter().map(String::as_str))
+    }
+
+    /// The path or address of its CD, empty where it has none.
+    pub(super) fn cdrom(&self) -> &str {
+        let path = self.custom_hvparams.get(CDROM).and_then(Value::as_str);
+        path.unwrap_or_default()
     }
 
     /// In our words.
@@ -116,7 +127,7 @@ pub(super) fn timestamp(seconds: f64) -> Timestamp {
 }
 
 /// Replaces what a path or URL of a class names.
-pub(super) fn expand(template: &str, image: &ImageRef) -> String {
+fn expand(template: &str, image: &ImageRef) -> String {
     let (schematic, version) = image.id.split_once('/').unwrap_or((image.id.as_str(), ""));
     let version = version.split('/').next().unwrap_or_default();
     template
@@ -124,8 +135,13 @@ pub(super) fn expand(template: &str, image: &ImageRef) -> String {
         .replace("{version}", version.trim_start_matches('v'))
 }
 
-/// The body of a creation: stopped, without questions to DNS, with our tags and comment.
-pub(super) fn create(spec: &InstanceSpec<Group, GanetiClass>) -> Value {
+/// The path or address of the ISO that a class names, empty where it names none.
+pub(super) fn named_iso(spec: &InstanceSpec<Group, GanetiClass>) -> String {
+    expand(&spec.class.boot_iso, &spec.image)
+}
+
+/// The body of a creation: stopped, without questions to DNS, with our tags and comment, and with an ISO if there is one.
+pub(super) fn create(spec: &InstanceSpec<Group, GanetiClass>, iso: &str) -> Value {
     let class = &spec.class;
     let owner = Owner::of(&spec.instance);
     let mut tags = owner.tags();
@@ -173,7 +189,7 @@ pub(super) fn create(spec: &InstanceSpec<Group, GanetiClass>) -> Value {
     if !os_params.is_empty() {
         set("osparams", Value::Object(os_params));
     }
-    let mut hypervisor_params = booting(spec);
+    let mut hypervisor_params = booting(iso);
     // What the operator says goes first: a cluster may need it so.
     hypervisor_params.extend(parameters(&class.hypervisor_params));
     if !hypervisor_params.is_empty() {
@@ -230,19 +246,18 @@ fn parameters(given: &BTreeMap<String, Parameter>) -> Map<String, Value> {
         .collect()
 }
 
-/// The hypervisor parameters that boot the ISO of a class, if it has one.
-fn booting(spec: &InstanceSpec<Group, GanetiClass>) -> Map<String, Value> {
+/// The hypervisor parameters that boot an ISO, if there is one.
+fn booting(iso: &str) -> Map<String, Value> {
     let mut params = Map::new();
-    if spec.class.boot_iso.is_empty() {
+    if iso.is_empty() {
         return params;
     }
-    let iso = expand(&spec.class.boot_iso, &spec.image);
     for (name, value) in [
         // The default boots a kernel of the node.
         ("kernel_path", ""),
         // A blank disk falls through to the CD; an installed one wins, so nothing has to be changed later.
         ("boot_order", "disk"),
-        ("cdrom_image_path", &iso),
+        (CDROM, iso),
         // Otherwise it follows the disks, and is one to the guest.
         ("cdrom_disk_type", "ide"),
     ] {
@@ -352,7 +367,7 @@ mod tests {
                 "vhost_net": true
               }
             }"#]]
-        .assert_eq(&format!("{:#}", create(&spec)));
+        .assert_eq(&format!("{:#}", create(&spec, &named_iso(&spec))));
     }
 
     #[test]
@@ -361,7 +376,7 @@ mod tests {
             "disk_template: ext\ndisk_provider: san\nnics: [{}]\nhypervisor: xen-hvm\n\
              primary_node: n1\nsecondary_node: n2\n",
         );
-        let body = create(&spec);
+        let body = create(&spec, &named_iso(&spec));
         assert_eq!((&body["pnode"], &body["snode"]), (&json!("n1"), &json!("n2")));
         assert_eq!(
             (&body["group_name"], &body["iallocator"]),
@@ -392,6 +407,7 @@ mod tests {
                 ctime: 0.0,
                 mtime: 0.0,
                 serial_no: 2,
+                custom_hvparams: Map::new(),
             };
             assert_eq!(
                 (theirs.at_rest(), theirs.is_doubtful()),

@@ -25,6 +25,7 @@ use crate::cloud::{
     BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
     InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Marked, Replace, Result, Scope,
 };
+use crate::media::Shelf;
 use crate::secret::Secret;
 
 mod class;
@@ -68,6 +69,8 @@ impl Scope for Group {}
 pub struct Ganeti {
     client: Client,
     jobs: Jobs,
+    /// Where the ISOs are that the provider serves, if it serves any.
+    media: Option<Shelf>,
     /// UUIDs of instances whose creation is known to have ended well, which nothing can change any more.
     whole: Mutex<HashSet<String>>,
 }
@@ -96,6 +99,7 @@ impl Ganeti {
         Ok(Self {
             client: Client::new(settings)?,
             jobs: Jobs::default(),
+            media: settings.media.clone(),
             whole: Mutex::default(),
         })
     }
@@ -215,6 +219,27 @@ impl Ganeti {
         Ok(found.into_iter().zip(standings).map(standing).collect())
     }
 
+    /// Where the ISOs are that the provider serves.
+    fn media(&self, verb: &'static str) -> Result<&Shelf> {
+        let what = "the machine class has no boot_iso, and the provider serves no ISO itself: set boot_iso in the class, \
+                    or `address` in [ganeti.media] of the provider's settings";
+        let missing = || CloudError::new(KIND, verb, ErrorKind::Rejected, what);
+        self.media.as_ref().ok_or_else(missing)
+    }
+
+    /// Takes the CD out once the job that starts the instance has succeeded. What runs keeps it; the next start is without it, and
+    /// so needs nothing of us any more.
+    async fn detach(&self, theirs: &Theirs, start: u64) -> std::result::Result<(), Failure> {
+        let body = json!({
+            "instance_uuid": theirs.uuid,
+            "hvparams": {convert::CDROM: ""},
+            "depends": [[start, ["success"]]],
+        });
+        let path = format!("/2/instances/{}/modify", theirs.name);
+        self.client.submit(Method::PUT, &path, Some(&body)).await?;
+        Ok(())
+    }
+
     /// Submits the removal of this very instance.
     async fn remove(&self, theirs: &Theirs) -> std::result::Result<(), Failure> {
         let body = json!({"instance_uuid": theirs.uuid, "shutdown_timeout": 0});
@@ -265,8 +290,8 @@ impl Cloud for Ganeti {
             platform: "metal",
             // Ganeti's KVM knows the PC machine alone.
             arch: "amd64",
-            // The ISO is where the class says.
-            format: None,
+            // Otherwise the ISO is where the class says.
+            format: class.boots_from_provider().then_some("iso"),
             // KVM's serial console, which `gnt-instance console` shows.
             kernel_args: vec!["console=ttyS0".to_owned()],
             extensions: vec!["siderolabs/qemu-guest-agent".to_owned()],
@@ -298,14 +323,18 @@ impl Cloud for Ganeti {
         Ok(())
     }
 
-    /// No call: RAPI cannot tell what a node has. The start says it, where the ISO is missing.
+    /// No call: it is about the ISOs that the provider serves. RAPI cannot tell what a node has; the start says it.
     async fn find_image(&self, _: &Group, key: &ImageKey) -> Result<Option<ImageRef>> {
-        Ok(Some(key.reference()))
+        let image = key.reference();
+        let there = self.media("find image")?.has(&image.id).await?;
+        Ok(there.then_some(image))
     }
 
-    /// No call: there is nothing to bring.
-    async fn import_image(&self, _: &Group, key: &ImageKey, _: &dyn ImageSource) -> Result<ImageRef> {
-        Ok(key.reference())
+    /// No call to the cluster: it fetches the ISO later.
+    async fn import_image(&self, _: &Group, key: &ImageKey, source: &dyn ImageSource) -> Result<ImageRef> {
+        let image = key.reference();
+        self.media("import image")?.put(&image.id, source).await?;
+        Ok(image)
     }
 
     /// Two calls; one of them is shared by all who ask at the same time. Three where the instance was just made.
@@ -373,7 +402,11 @@ impl Cloud for Ganeti {
         {
             return Err(fault(failure));
         }
-        let body = convert::create(spec);
+        let iso = match spec.class.boots_from_provider() {
+            true => self.media(VERB)?.address(&spec.image.id),
+            false => convert::named_iso(spec),
+        };
+        let body = convert::create(spec, &iso);
         self.client
             .submit(Method::POST, "/2/instances", Some(&body))
             .await
@@ -381,7 +414,7 @@ impl Cloud for Ganeti {
         Ok(())
     }
 
-    /// Three calls, one of them shared.
+    /// Three calls, one of them shared; one more where the provider serves what it boots.
     async fn start_instance(&self, instance: &InstanceRef<Group>) -> Result<()> {
         const VERB: &str = "start instance";
         let fault = |failure: Failure| failure.error(VERB, show(instance));
@@ -410,12 +443,27 @@ impl Cloud for Ganeti {
         if let Some(work) = ended {
             return Err(fault(work.failure()));
         }
+        if let Some(media) = &self.media
+            && media.misses(theirs.cdrom()).await?
+        {
+            let what = format!(
+                "{}: the ISO that it boots is no longer in the media folder; it is fetched again if it is still that of \
+                 the machine class, and else the machine has to be removed",
+                show(instance)
+            );
+            return Err(busy(VERB, what));
+        }
         // By name: jobs know no UUIDs here. It was compared just now.
         let path = format!("/2/instances/{}/startup", theirs.name);
-        self.client
-            .submit(Method::PUT, &path, None)
-            .await
-            .map_err(fault)?;
+        let started = self.client.submit(Method::PUT, &path, None);
+        let job = started.await.map_err(fault)?;
+        if self
+            .media
+            .as_ref()
+            .is_some_and(|media| media.is_ours(theirs.cdrom()))
+        {
+            self.detach(&theirs, job).await.map_err(fault)?;
+        }
         Ok(())
     }
 
@@ -546,3 +594,6 @@ impl Ganeti {
         Err(busy(verb, format!("{}: job {job} is making it", show(instance))))
     }
 }
+
+#[cfg(test)]
+mod tests;
