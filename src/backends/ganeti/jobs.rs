@@ -8,10 +8,10 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::client::Client;
 use super::failure::Failure;
+use crate::cloud::Shared;
 
 const FIELDS: [&str; 6] = ["id", "ops", "opstatus", "opresult", "start_ts", "end_ts"];
 
@@ -101,7 +101,7 @@ pub(super) fn creation_of<'a>(works: &'a [Work], name: &str, ctime: f64) -> Opti
 /// The job queue of one cluster.
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
-    latest: tokio::sync::Mutex<Option<(Instant, Works)>>,
+    open: Shared<Vec<Work>>,
     told: Mutex<Told>,
 }
 
@@ -115,21 +115,15 @@ struct Told {
 impl Jobs {
     /// The queue, as a question that begins no earlier than this call shows it.
     pub(super) async fn now(&self, client: &Client) -> Result<Works, Failure> {
-        let asked = Instant::now();
-        let mut latest = self.latest.lock().await;
-        if let Some((begun, works)) = &*latest
-            && *begun >= asked
-        {
-            return Ok(works.clone());
-        }
-        let begun = Instant::now();
-        let rows = client
-            .query("job", &FIELDS, json!(["!=", "status", "success"]))
-            .await?;
-        let works: Works = Arc::new(rows.iter().flat_map(|row| read(row)).collect());
-        self.note(&works);
-        *latest = Some((begun, works.clone()));
-        Ok(works)
+        let question = async {
+            let rows = client
+                .query("job", &FIELDS, json!(["!=", "status", "success"]))
+                .await?;
+            let works: Vec<Work> = rows.iter().flat_map(|row| read(row)).collect();
+            self.note(&works);
+            Ok(works)
+        };
+        self.open.ask(question).await
     }
 
     /// The creations of instances of these names, however they ended, that are not archived yet.
