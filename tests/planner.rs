@@ -11,7 +11,8 @@ use omni_infra_provider::machine::action::{
 };
 use omni_infra_provider::machine::desired::Goal;
 use omni_infra_provider::machine::observed::{
-    By, Created, Diagnosis, Failure, Former, ImageSeen, Observed, PatchSeen, Placement, Seen, StatusSeen,
+    By, Created, Diagnosis, Failure, Former, ImageSeen, Observed, PatchSeen, Placement, Portion, Seen,
+    StatusSeen,
 };
 use omni_infra_provider::machine::plan::plan;
 use omni_infra_provider::machine::replace::{Budget, Loss};
@@ -350,8 +351,12 @@ fn r11_an_absent_image_is_imported_and_waited_for_without_a_worker() {
     asks(&run_goal(), &seen, Ask::Image);
     seen.image = ImageSeen::Absent;
     acts(&run_goal(), &seen, Action::StartImport { scope: a() });
-    seen.image = ImageSeen::Importing(Some(43));
-    waits(&run_goal(), &seen, Finding::Step(Step::ImportingImage(Some(43))));
+    let portion = Some(Portion {
+        received: 43,
+        total: Some(100),
+    });
+    seen.image = ImageSeen::Importing(portion);
+    waits(&run_goal(), &seen, Finding::Step(Step::ImportingImage(portion)));
     let later = NOW.after(Duration::from_secs(60));
     seen.image = ImageSeen::Failed(failure(ErrorKind::Rejected, later));
     let plan = planned(&run_goal(), &seen);
@@ -539,8 +544,8 @@ fn r18_what_boots_from_a_medium_is_started_when_the_medium_is_there() {
     asks(&run_goal(), &seen, Ask::Image);
     seen.image = ImageSeen::Absent;
     acts(&run_goal(), &seen, Action::StartImport { scope: a() });
-    seen.image = ImageSeen::Importing(Some(7));
-    let importing = Finding::Step(Step::ImportingImage(Some(7)));
+    seen.image = ImageSeen::Importing(None);
+    let importing = Finding::Step(Step::ImportingImage(None));
     waits(&run_goal(), &seen, importing);
     // After a restart nothing is known of the image.
     seen.schematic = false;

@@ -390,11 +390,11 @@ pub fn factory_stream(input: &[u8]) {
         Box::pin(async { panic!("nothing has to be asked for") })
     });
     let download = Download::new("image", locate, settings);
-    let mut stream = download.decode_chunks(format, chunks).expect("a known format");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .expect("a runtime");
     runtime.block_on(async {
+        let mut stream = download.decode_chunks(format, chunks).expect("a known format");
         let ask = 64 * 1024;
         let mut received = 0;
         let mut short = false;

@@ -4,10 +4,13 @@
 //! time of the next try, for all who want the image.
 
 use std::collections::{BTreeSet, HashMap};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::cloud::{Cloud, CloudError, Guarded, ImageKey, ImageRef, Timestamp};
@@ -21,6 +24,9 @@ use super::retry;
 
 /// How many images are brought at once. Each holds its decompressor's window and a few chunks in memory.
 const AT_ONCE: usize = 2;
+
+/// How often the log tells how far an import is.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Of how many images it is remembered that they are present.
 const REMEMBERED: usize = 256;
@@ -113,7 +119,7 @@ impl<C: Cloud> Imports<C> {
             Some(Import::Failed(_)) => ImageSeen::Unasked,
             Some(Import::Running { progress, waiting }) => {
                 waiting.insert(key.to_owned());
-                ImageSeen::Importing(progress.percent())
+                ImageSeen::Importing(progress.portion())
             }
         }
     }
@@ -186,7 +192,8 @@ impl<C: Cloud> Imports<C> {
         let (scope, image) = &order.place;
         info!(%scope, talos = %image.talos_version, schematic = %image.schematic, "importing image");
         let begun = self.clock.now();
-        let result = self.cloud.import_image(scope, image, &order.source).await;
+        let import = self.cloud.import_image(scope, image, &order.source);
+        let result = logged(import, &order.source.progress(), &image.schematic).await;
         let seconds = self.clock.age(begun).as_secs();
         match &result {
             Ok(image) => info!(%scope, image = %image.name, seconds, "imported image"),
@@ -217,6 +224,20 @@ impl<C: Cloud> Imports<C> {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Place<C>, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Carries out an import, and logs now and then how far it is.
+async fn logged<T>(import: impl Future<Output = T>, progress: &Progress, schematic: &str) -> T {
+    let mut import = pin!(import);
+    loop {
+        match timeout(LOG_EVERY, &mut import).await {
+            Ok(result) => return result,
+            Err(_) => {
+                let progress = progress.portion().map(tracing::field::display);
+                info!(schematic, progress, "importing image");
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod act;
 pub mod clock;
+mod decode;
 pub mod diagnose;
 pub mod download;
 pub mod health;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::cloud::Timestamp;
 
-use super::observed::Failure;
+use super::observed::{Failure, Portion};
 use super::replace::Loss;
 
 /// The one mutation of a pass.
@@ -154,8 +154,8 @@ pub enum Step {
     Preparing,
     /// Registering the schematic.
     PreparingImage,
-    /// Bringing the image; so many percent.
-    ImportingImage(Option<u8>),
+    /// Bringing the image; so much of it has come.
+    ImportingImage(Option<Portion>),
     /// Creating the instance.
     Creating,
     /// Starting it.

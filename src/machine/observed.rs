@@ -1,6 +1,7 @@
 //! Everything seen this pass. What was not asked for is `Unasked`; what could not be seen is `Unknown`, never an absence.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +91,34 @@ pub struct Failure {
     pub not_before: Timestamp,
 }
 
+/// How much of a download has come, in bytes as they come over the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Portion {
+    /// What has come.
+    pub received: u64,
+    /// All of it, where the server said so.
+    pub total: Option<u64>,
+}
+
+impl fmt::Display for Portion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MIB: u64 = 1024 * 1024;
+        let received = self.received / MIB;
+        match self.total.filter(|total| *total > 0) {
+            Some(total) => {
+                let percent = u128::from(self.received) * 100 / u128::from(total);
+                write!(
+                    f,
+                    "{} % ({received} of {} MiB)",
+                    percent.min(100),
+                    total.div_ceil(MIB)
+                )
+            }
+            None => write!(f, "{received} MiB"),
+        }
+    }
+}
+
 /// What is known of the image in the current scope.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ImageSeen {
@@ -97,8 +126,8 @@ pub enum ImageSeen {
     Unasked,
     /// It is not there, and nobody is bringing it.
     Absent,
-    /// Under way; so many percent, where that is known.
-    Importing(Option<u8>),
+    /// Under way; so much of it has come, where that is known.
+    Importing(Option<Portion>),
     /// The look or the last import failed.
     Failed(Failure),
     /// It is there.

@@ -73,7 +73,7 @@ pub fn shown<S: Scope>(finding: &Finding, seen: &Observed<S>) -> Option<Shown> {
         Finding::Step(step) => {
             let cause = words(step).to_owned();
             let line = match step {
-                Step::ImportingImage(Some(percent)) => format!("{cause} · {percent} %"),
+                Step::ImportingImage(Some(portion)) => format!("{cause} · {portion}"),
                 _ => cause.clone(),
             };
             Some(Shown {
@@ -259,6 +259,7 @@ fn last_seen(reason: &Reason) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::observed::Portion;
     use super::*;
     use crate::cloud::Timestamp;
 
@@ -301,12 +302,19 @@ mod tests {
     #[test]
     fn progress_is_the_same_cause_and_another_line() {
         let mut status = MachineRequestStatusSpec::default();
-        let shown = |percent| Shown {
-            stage: Stage::Provisioning,
-            cause: "importing the image".to_owned(),
-            line: format!("importing the image · {percent} %"),
-            step: true,
+        let shown = |mib: u64| {
+            let portion = Portion {
+                received: mib << 20,
+                total: Some(200 << 20),
+            };
+            Shown {
+                stage: Stage::Provisioning,
+                cause: "importing the image".to_owned(),
+                line: format!("importing the image · {portion}"),
+                step: true,
+            }
         };
+        assert!(shown(4).line.ends_with("2 % (4 of 200 MiB)"));
         shown(4).write_into(&mut status);
         assert!(shown(9).is_cause_of(&status));
         assert!(!shown(9).is_line_of(&status));

@@ -419,20 +419,21 @@ impl Oxide {
 
     /// Writes one chunk, again where that can help.
     async fn write_chunk(&self, disk: Uuid, what: &str, offset: u64, chunk: &Bytes) -> Result<()> {
-        let mut data = chunk.to_vec();
-        data.resize(chunk.len().next_multiple_of(BLOCK), 0);
-        let body = types::ImportBlocksBulkWrite {
-            base64_encoded_data: BASE64.encode(data),
+        // Made anew for each try: there is seldom a second one, and eight chunks are on their way at once.
+        let body = || types::ImportBlocksBulkWrite {
+            base64_encoded_data: if chunk.len().is_multiple_of(BLOCK) {
+                BASE64.encode(chunk)
+            } else {
+                let mut whole = chunk.to_vec();
+                whole.resize(chunk.len().next_multiple_of(BLOCK), 0);
+                BASE64.encode(whole)
+            },
             offset,
         };
         let mut pause = CHUNK_PAUSE;
         for left in (0..CHUNK_TRIES).rev() {
             let client = self.client();
-            let write = client
-                .disk_bulk_write_import()
-                .disk(disk)
-                .body(body.clone())
-                .send();
+            let write = client.disk_bulk_write_import().disk(disk).body(body()).send();
             let failure = match tokio::time::timeout(CHUNK_TIMEOUT, write).await {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) => Failure::from(error),
