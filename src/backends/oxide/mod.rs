@@ -251,39 +251,63 @@ impl Oxide {
         (same && convert::step_down(look.state) != Step::Wait).then_some(look.state)
     }
 
+    /// Of the disks that are attached to an instance, those that were made for it. No more than a hint: a look at the whole project
+    /// finds what is missing here.
+    async fn attached(&self, id: Uuid, instance: &InstanceRef<Project>) -> Vec<types::Disk> {
+        // One page, whether another one follows or not.
+        let list = self
+            .client()
+            .instance_disk_list()
+            .instance(id)
+            .limit(PAGE)
+            .send()
+            .await;
+        let mut disks = list.map_or_else(|_| Vec::new(), |page| page.into_inner().items);
+        disks.retain(|disk| mark::is_disk_of(disk, instance));
+        disks
+    }
+
     /// Deletes the disks that were made for an instance that is no more.
     async fn delete_leftovers(&self, verb: &'static str, instance: &InstanceRef<Project>) -> Result<()> {
         let project = &instance.scope;
-        let disks = self
+        let all = self
             .disks(project)
             .await
             .map_err(|failure| unless_hidden(failure, verb, project))?;
-        let mut held = Vec::new();
-        let mut deleted = false;
-        for disk in disks.iter().filter(|disk| mark::is_disk_of(disk, instance)) {
-            let what = || format!("disk {:?} in project {project}", disk.name.as_str());
-            if matches!(disk.state, types::DiskState::Destroyed) {
-                continue;
-            }
-            if !convert::deletable(&disk.state) {
-                held.push(format!("{} is {}", what(), convert::disk_state(&disk.state)));
-                continue;
-            }
-            match self
-                .client()
-                .disk_delete()
-                .disk(disk.id)
-                .send()
-                .await
-                .map_err(Failure::from)
-            {
-                Ok(_) => deleted = true,
-                Err(failure) if failure.sort == Sort::NotFound => deleted = true,
-                Err(failure) => return Err(failure.busy_if_refused().error(verb, what())),
-            }
+        let is_left = |disk: &&types::Disk| {
+            mark::is_disk_of(disk, instance) && !matches!(disk.state, types::DiskState::Destroyed)
+        };
+        let (free, held): (Vec<_>, Vec<_>) = all
+            .iter()
+            .filter(is_left)
+            .partition(|disk| convert::deletable(&disk.state));
+        if free.is_empty() && !held.is_empty() {
+            let held = held.iter().map(|disk| {
+                let state = convert::disk_state(&disk.state);
+                format!("disk {:?} in project {project} is {state}", disk.name.as_str())
+            });
+            let what = held.collect::<Vec<_>>().join("; ");
+            return Err(CloudError::new(KIND, verb, ErrorKind::Busy, what));
         }
-        if !deleted && !held.is_empty() {
-            return Err(CloudError::new(KIND, verb, ErrorKind::Busy, held.join("; ")));
+        self.delete_disks(verb, project, free).await
+    }
+
+    async fn delete_disks(
+        &self,
+        verb: &'static str,
+        project: &Project,
+        disks: impl IntoIterator<Item = &types::Disk>,
+    ) -> Result<()> {
+        for disk in disks {
+            let deleted = self.client().disk_delete().disk(disk.id).send().await;
+            match deleted.map_err(Failure::from) {
+                Ok(_) => {}
+                Err(failure) if failure.sort == Sort::NotFound => {}
+                Err(failure) => {
+                    let what = format!("disk {:?} in project {project}", disk.name.as_str());
+                    return Err(failure.busy_if_refused().error(verb, what));
+                }
+            }
         }
         Ok(())
     }
@@ -529,7 +553,7 @@ impl Cloud for Oxide {
     }
 
     /// One call for a stop, two and one for each disk for a deletion; one more where nobody looked just
-    /// before.
+    /// before, and where a disk was not attached.
     async fn delete_instance(&self, instance: &InstanceRef<Project>) -> Result<()> {
         const VERB: &str = "delete instance";
         let fault = |failure: Failure| failure.busy_if_refused().error(VERB, show(instance));
@@ -575,6 +599,8 @@ impl Cloud for Oxide {
                 return Err(CloudError::new(KIND, VERB, ErrorKind::Busy, what));
             }
             Some((_, Step::Delete)) => {
+                // Asked while it has them: a list of the whole project is long, and many wait for it.
+                let disks = self.attached(id, instance).await;
                 match self
                     .client()
                     .instance_delete()
@@ -586,6 +612,9 @@ impl Cloud for Oxide {
                     Ok(_) => {}
                     Err(failure) if failure.sort == Sort::NotFound => {}
                     Err(failure) => return Err(fault(failure)),
+                }
+                if !disks.is_empty() {
+                    return self.delete_disks(VERB, &instance.scope, &disks).await;
                 }
             }
             None => {}

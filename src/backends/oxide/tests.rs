@@ -334,7 +334,7 @@ async fn a_machine_goes_up_and_down_in_few_calls() {
         ours: 1 instance_view
         stop: 1 instance_stop
         ours: 1 instance_view
-        delete: 1 disk_delete, 2 disk_list, 1 instance_delete
+        delete: 1 disk_delete, 1 instance_delete, 1 instance_disk_list
         nothing: 1 disk_list, 1 instance_view"#]]
     .assert_eq(&trace.join("\n"));
 }
