@@ -75,7 +75,9 @@ fuzz-schedules: ## Play N seeded schedules of faults and wishes, optimised, unti
 .PHONY: bench
 bench: ## Measure the figures of the README, optimised, against the sandbox (FIGURES=up,idle,many,import)
 	@echo "Building, optimised; the first time this takes some minutes."
-	@cargo bench --quiet --all-features --bench figures
+	@cargo build --quiet --release --no-default-features --features oxide
+	@install -D $(TARGET_DIR)/release/$(BINARY) $(TARGET_DIR)/measured/$(BINARY)
+	@BENCH_DAEMON=$(abspath $(TARGET_DIR))/measured/$(BINARY) cargo bench --quiet --all-features --bench figures
 
 .PHONY: check
 check: ## Check formatting, lints, dependencies, documentation and generated files

@@ -1,8 +1,8 @@
 //! The figures of the README: how fast, with how many calls, and at what cost the daemon does its work.
 //!
 //! The other side is the sandbox, in this process: an Omni, an Oxide API whose calls take 20 ms, an image factory. The daemon is the
-//! release binary, a process of its own, so that its CPU time and memory are its own. `make bench` runs it; `FIGURES` names some
-//! of them (`up,idle,many,import`), `BENCH_JSON` a file for the numbers.
+//! binary that `BENCH_DAEMON` names, a process of its own, so that its CPU time and memory are its own. `make bench` builds a release
+//! with Oxide alone and measures that; `FIGURES` names some of the figures (`up,idle,many,import`), `BENCH_JSON` a file for the numbers.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -158,7 +158,7 @@ struct Daemon(Child);
 impl Daemon {
     fn start(world: &World) -> Self {
         let environment = world.sandbox.environment();
-        let child = Command::new(env!("CARGO_BIN_EXE_omni-infra-provider"))
+        let child = Command::new(program())
             .env_clear()
             .envs(environment.iter().map(|(name, value)| (*name, value.expose())))
             .env("LOG", "error")
@@ -373,16 +373,17 @@ async fn import(figures: &mut Vec<Figure>) {
     figures.push(("import: peak memory", daemon.peak(), "MiB"));
 }
 
-/// A packed image, made once and kept among the build's files: filled blocks that can be packed a little, and zeros between.
+/// A packed image, made once and kept among the build's files: filled blocks that can be packed a little, and zeros between, packed
+/// as Talos's imager does it (`pkg/imager/post.go`).
 fn image() -> PathBuf {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-image.raw.xz");
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-talos.raw.xz");
     if file.exists() {
         return file;
     }
     eprintln!("making an image of 1.25 GiB; this takes some minutes, once");
     let unfinished = file.with_extension("part");
     let mut xz = Command::new("xz")
-        .args(["-6", "-c", "-T0", "--block-size=25165824"])
+        .args(["-0", "-c", "-T0"])
         .stdin(Stdio::piped())
         .stdout(fs::File::create(&unfinished).unwrap())
         .spawn()
@@ -404,11 +405,15 @@ fn image() -> PathBuf {
     file
 }
 
+/// The daemon that is measured.
+fn program() -> PathBuf {
+    let here = || env!("CARGO_BIN_EXE_omni-infra-provider").into();
+    env::var_os("BENCH_DAEMON").map_or_else(here, PathBuf::from)
+}
+
 fn binary(figures: &mut Vec<Figure>) {
-    let size = fs::metadata(env!("CARGO_BIN_EXE_omni-infra-provider"))
-        .unwrap()
-        .len();
-    figures.push(("binary of this build, sandbox included", size as f64 / 1e6, "MB"));
+    let size = fs::metadata(program()).unwrap().len();
+    figures.push(("the binary", size as f64 / 1e6, "MB"));
 }
 
 fn main() {
