@@ -74,8 +74,18 @@ async fn a_request_becomes_a_running_machine_and_goes_with_its_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_ordinary_machine_costs_omni_five_writes_and_two_reads_up_five_and_one_down() {
+async fn a_machine_costs_omni_five_writes_and_two_reads_up_five_and_one_down() {
     let world = World::start().await;
+    assert_eq!(cost(&world).await, [(5, 2), (5, 1)], "{world}");
+    // Each further patch: one write up, two down.
+    let mut world = World::without_daemon().await;
+    world.nameservers = vec!["10.0.0.53".parse().unwrap()];
+    world.start_daemon().await;
+    assert_eq!(cost(&world).await, [(6, 2), (7, 1)], "{world}");
+}
+
+/// Writes and reads of Omni for one machine, up and down.
+async fn cost(world: &World) -> [(u64, u64); 2] {
     // The image is known, so that its preparation does not count.
     world.request("first");
     world.settle().await;
@@ -103,15 +113,16 @@ async fn an_ordinary_machine_costs_omni_five_writes_and_two_reads_up_five_and_on
     };
     let reads = || counted(&[Rpc::Get, Rpc::List]) - heartbeats().1;
 
-    let before = (writes(), reads());
+    let start = (writes(), reads());
     world.request("web");
     world.settle().await;
-    assert_eq!((writes() - before.0, reads() - before.1), (5, 2), "{world}");
-
-    let before = (writes(), reads());
+    let up = (writes(), reads());
     world.tear_down("web");
     world.settle().await;
-    assert_eq!((writes() - before.0, reads() - before.1), (5, 1), "{world}");
+    [
+        (up.0 - start.0, up.1 - start.1),
+        (writes() - up.0, reads() - up.1),
+    ]
 }
 
 #[tokio::test(start_paused = true)]

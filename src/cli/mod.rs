@@ -158,12 +158,15 @@ fn complain(text: impl Display) {
     let _ = writeln!(std::io::stderr().lock(), "{}", hide(&text.to_string()));
 }
 
-/// Runs a future on the runtime of all commands that need one: as many threads as there are cores.
+/// Runs a future on the runtime of all commands that need one. It is one thread: the daemon waits most of its time, what computes for
+/// long has threads of its own, and each further one would have a heap of its own.
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, std::io::Error> {
     // One TLS stack for everything. The one failure is that a provider is installed already: a test's own,
     // which stays.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(future);
     // What is still blocked in a thread, such as a name look-up, must not hold up the end.
     runtime.shutdown_background();

@@ -93,7 +93,7 @@ pub struct Engine<C: Cloud> {
     /// Schematic IDs by the hash of their input; a cell makes one registration serve all who want the same.
     pub schematics: Mutex<HashMap<String, Arc<OnceCell<String>>>>,
     /// What is remembered of each live request.
-    pub memories: Mutex<HashMap<Key, Memory<C>>>,
+    pub memories: Mutex<HashMap<Key, Box<Memory<C>>>>,
 }
 
 /// One request in the middle of a pass.
@@ -147,7 +147,7 @@ impl<C: Cloud> Engine<C> {
         next
     }
 
-    fn take(&self, key: &str) -> Memory<C> {
+    fn take(&self, key: &str) -> Box<Memory<C>> {
         self.memories
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
