@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::cloud::{
     BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Marked, Replace, Result, Scope,
+    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Marked, Replace, Result, Scope, UserData,
 };
 use crate::media::Shelf;
 use crate::secret::Secret;
@@ -415,7 +415,7 @@ impl Cloud for Ganeti {
     }
 
     /// Three calls, one of them shared; one more where the provider serves what it boots.
-    async fn start_instance(&self, instance: &InstanceRef<Group>) -> Result<()> {
+    async fn start_instance(&self, instance: &InstanceRef<Group>, _: &UserData) -> Result<()> {
         const VERB: &str = "start instance";
         let fault = |failure: Failure| failure.error(VERB, show(instance));
         let Look { works, theirs } = self.look(&instance.name).await.map_err(fault)?;

@@ -173,7 +173,7 @@ async fn an_iso_that_the_provider_serves_is_there_when_its_machine_starts_and_no
     // The folder vanishes, and so does the process.
     std::fs::remove_dir_all(world.folder.path().join("media")).unwrap();
     let ganeti = world.ganeti(Some(world.shelf()));
-    let error = ganeti.start_instance(&spec.instance).await.unwrap_err();
+    let error = ganeti.start_instance(&spec.instance, &spec.user_data).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     assert!(
         error.to_string().contains("no longer in the media folder"),
@@ -183,7 +183,7 @@ async fn an_iso_that_the_provider_serves_is_there_when_its_machine_starts_and_no
     assert_eq!(ganeti.find_image(&group(), &key()).await.unwrap(), None);
 
     ganeti.import_image(&group(), &key(), &iso).await.unwrap();
-    ganeti.start_instance(&spec.instance).await.unwrap();
+    ganeti.start_instance(&spec.instance, &spec.user_data).await.unwrap();
     let submitted = world.submitted();
     assert_eq!(submitted[1].0, "PUT /2/instances/web/startup");
     // After that start, and only if it went well.
@@ -202,7 +202,7 @@ async fn an_iso_of_the_operators_is_started_as_it_is_and_stays() {
     let spec = spec(class, key().reference());
     assert_eq!(Ganeti::boot(&spec.class).format, None);
     ganeti.create_instance(&spec).await.unwrap();
-    ganeti.start_instance(&spec.instance).await.unwrap();
+    ganeti.start_instance(&spec.instance, &spec.user_data).await.unwrap();
     let submitted = world.submitted();
     assert_eq!(submitted[0].1["hvparams"]["cdrom_image_path"], "/iso/1.12.0.iso");
     assert_eq!(submitted.len(), 2);
