@@ -18,7 +18,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // The contract, and those who keep it.
     ("cloud", &["secret", "words"]),
-    ("backends", &["cloud", "config", "media", "net", "secret", "words"]),
+    (
+        "backends",
+        &["cloud", "config", "media", "net", "secret", "words"],
+    ),
     ("media", &["cloud", "secret"]),
     // The hands. The wire's own types stay in `omni`.
     (
