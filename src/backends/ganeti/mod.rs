@@ -437,10 +437,10 @@ impl Cloud for Ganeti {
         }
         let ended = self
             .jobs
-            .tell(&works, Kind::Create, &instance.name, |work| makes(work, instance));
+            .tell(Kind::Create, &instance.name, |work| makes(work, instance));
         // A name that was taken then is free now.
         if let Some(failure) = ended
-            .map(Work::failure)
+            .map(|work| work.failure())
             .filter(|failure| failure.kind != Some(ErrorKind::Foreign))
         {
             return Err(fault(failure));
@@ -478,7 +478,7 @@ impl Cloud for Ganeti {
         let since = theirs.ctime;
         let ended = self
             .jobs
-            .tell(&works, Kind::Start, &instance.name, |work| work.is_after(since));
+            .tell(Kind::Start, &instance.name, |work| work.is_after(since));
         if let Some(work) = ended {
             return Err(fault(work.failure()));
         }
@@ -537,7 +537,7 @@ impl Cloud for Ganeti {
         let since = theirs.ctime;
         let ended = self
             .jobs
-            .tell(&works, Kind::Remove, &instance.name, |work| work.is_after(since));
+            .tell(Kind::Remove, &instance.name, |work| work.is_after(since));
         if let Some(work) = ended {
             return Err(fault(work.failure()));
         }
