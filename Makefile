@@ -21,8 +21,10 @@ N ?= 10000
 # Arguments for `make dev`, for example ARGS="--nameserver 10.0.0.1".
 ARGS ?=
 
-# How long `make test-ganeti` may test; on a free machine it takes a third of that.
+# How long `make test-ganeti` may test; on a free machine it takes a third of that. And how long it may take to start a cluster:
+# packages are fetched the first time.
 GANETI_SECONDS ?= 480
+GANETI_UP_SECONDS ?= 240
 # Tests that wait for the cluster beside each other.
 GANETI_THREADS ?= 6
 # How long `make fuzz` works at each target, and at which ones.
@@ -55,11 +57,11 @@ test: ## Run all tests
 	cargo test --all-features
 
 .PHONY: test-ganeti
-test-ganeti: ## Run the tests on a real Ganeti, which this starts and stops (needs root on Debian; installs packages)
+test-ganeti: ## Run the tests on a real Ganeti with QEMU, which this starts and stops (root on Debian; installs packages)
 	@echo "Building; the first time this takes some minutes."
 	@cargo test --all-features --test main --no-run
 	@trap 'tests/ganeti/cluster.sh down' EXIT; \
-	timeout 120 tests/ganeti/cluster.sh up fake; \
+	timeout $(GANETI_UP_SECONDS) tests/ganeti/cluster.sh up; \
 	eval "$$(tests/ganeti/cluster.sh env)"; \
 	GANETI_TEST=required timeout $(GANETI_SECONDS) cargo test --all-features --test main ganeti:: -- --test-threads=$(GANETI_THREADS)
 
@@ -78,6 +80,15 @@ bench: ## Measure the figures of the README, optimised, against the sandbox (FIG
 	@cargo build --quiet --release --no-default-features --features oxide
 	@install -D $(TARGET_DIR)/release/$(BINARY) $(TARGET_DIR)/measured/$(BINARY)
 	@BENCH_DAEMON=$(abspath $(TARGET_DIR))/measured/$(BINARY) cargo bench --quiet --all-features --bench figures
+
+.PHONY: bench-ganeti
+bench-ganeti: ## Measure fifty machines on a real Ganeti, optimised, beside fifty of its own command line (as test-ganeti)
+	@echo "Building, optimised; the first time this takes some minutes."
+	@cargo test --release --quiet --all-features --test main --no-run
+	@trap 'tests/ganeti/cluster.sh down' EXIT; \
+	timeout $(GANETI_UP_SECONDS) tests/ganeti/cluster.sh up; \
+	eval "$$(tests/ganeti/cluster.sh env)"; \
+	GANETI_TEST=required cargo test --release --quiet --all-features --test main fifty_machines -- --ignored --nocapture
 
 .PHONY: check
 check: ## Check formatting, lints, dependencies, documentation and generated files

@@ -41,7 +41,7 @@ use crate::engine::stores::Stores;
 use crate::engine::{orphans, retry, workers};
 use crate::machine::Pace;
 #[cfg(feature = "ganeti")]
-use crate::media::{self, Shelf};
+use crate::media::{self, Media};
 use crate::omni::kinds::InfraProviderStatusSpec;
 use crate::omni::{
     Dial, Fence, IdentityError, Join, Lease, Omni, OmniError, OmniErrorKind, ServiceAccount, Settings,
@@ -377,12 +377,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
             #[cfg(feature = "ganeti")]
             CloudConfig::Ganeti(site) => {
-                let ganeti = ganeti(site)?;
+                let media = site.media.as_ref();
+                let media = media.map(|media| Media::new(&media.folder, &media.url));
+                let ganeti = ganeti(site, media.clone())?;
                 files.extend(password_file(site, &ganeti));
                 let serving = serve_as_told(parts(omni, ganeti, &config), &config, files, &look, stop);
                 tokio::select! {
                     served = serving => served?,
-                    served = serve_media(site) => served?,
+                    served = serve_media(site, media) => served?,
                 }
             }
         }
@@ -479,7 +481,7 @@ fn token_file(site: &OxideConfig, oxide: &Oxide) -> Option<SecretFile> {
 }
 
 #[cfg(feature = "ganeti")]
-fn ganeti(site: &GanetiConfig) -> anyhow::Result<Ganeti> {
+fn ganeti(site: &GanetiConfig, media: Option<Media>) -> anyhow::Result<Ganeti> {
     let pin = site.certificate_sha256.as_deref().and_then(ganeti::Pin::parse);
     let trust = match (pin, site.insecure) {
         (Some(pin), _) => ganeti::Trust::Pinned(pin),
@@ -491,27 +493,20 @@ fn ganeti(site: &GanetiConfig) -> anyhow::Result<Ganeti> {
         user: site.user.clone(),
         password: site.password.clone(),
         trust,
-        media: shelf(site),
+        media,
     };
     Ok(Ganeti::new(&settings)?)
 }
 
-/// Where the ISOs of this site lie, if it serves any.
+/// Serves boot media, whoever's turn it is; without any it never ends.
 #[cfg(feature = "ganeti")]
-fn shelf(site: &GanetiConfig) -> Option<Shelf> {
-    let media = site.media.as_ref()?;
-    Some(Shelf::new(&media.folder, &media.url))
-}
-
-/// Serves ISOs, whoever's turn it is; without any it never ends.
-#[cfg(feature = "ganeti")]
-async fn serve_media(site: &GanetiConfig) -> anyhow::Result<()> {
-    let (Some(media), Some(shelf)) = (&site.media, shelf(site)) else {
+async fn serve_media(site: &GanetiConfig, media: Option<Media>) -> anyhow::Result<()> {
+    let (Some(config), Some(media)) = (&site.media, media) else {
         return std::future::pending().await;
     };
-    let listener = TcpListener::bind(media.address).await;
-    let listener = listener.with_context(|| format!("cannot serve boot media on {}", media.address))?;
-    media::serve(shelf, listener).await?;
+    let listener = TcpListener::bind(config.address).await;
+    let listener = listener.with_context(|| format!("cannot serve boot media on {}", config.address))?;
+    media::serve(media, listener).await?;
     Ok(())
 }
 

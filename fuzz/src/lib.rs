@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::StatusCode;
 use omni_infra_provider::backends::oxide::{self, Oxide, Project};
-use omni_infra_provider::cloud::{Cloud, CloudError, ImageKey, InstanceRef, Mark};
+use omni_infra_provider::cloud::{Cloud, CloudError, ImageKey, InstanceRef, Mark, UserData};
 use omni_infra_provider::config::setting::Flags;
 use omni_infra_provider::config::{self, Faults};
 use omni_infra_provider::engine::download::{self, Download};
@@ -227,6 +227,7 @@ pub fn oxide_answers(input: &[u8]) {
         id: Some("3f6dcb9a-8a0c-4b54-9b44-4a1a9b1c3b11".to_owned()),
         ..named.clone()
     };
+    let no_data = UserData(Vec::new());
     let verbs: [&dyn Fn() -> Result<(), CloudError>; 7] = [
         &|| silo.ask(silo.oxide.check()),
         &|| silo.ask(async { silo.oxide.find_image(&scope, &key).await.map(drop) }),
@@ -237,7 +238,7 @@ pub fn oxide_answers(input: &[u8]) {
                 .list_instances(&scope, "oxide", &named.mark.installation);
             silo.ask(async { list.await.map(drop) })
         },
-        &|| silo.ask(silo.oxide.start_instance(&known)),
+        &|| silo.ask(silo.oxide.start_instance(&known, &no_data)),
         &|| silo.ask(silo.oxide.delete_instance(&known)),
         &|| silo.ask(silo.oxide.delete_instance(&named)),
     ];

@@ -18,7 +18,7 @@ use super::rate::Rate;
 use super::replace::Replace;
 use super::types::{
     BootProfile, Console, Found, ImageKey, ImageRef, ImageSource, Instance, InstanceRef, InstanceSpec,
-    Legacy, Limits, Marked, Scope,
+    Legacy, Limits, Marked, Scope, UserData,
 };
 
 /// How long a look, a start or a step of a deletion may take. Some of Oxide's calls run a saga inside the request.
@@ -281,13 +281,13 @@ impl<C: Cloud> Cloud for Guarded<C> {
         .await
     }
 
-    async fn start_instance(&self, instance: &InstanceRef<Self::Scope>) -> Result<()> {
+    async fn start_instance(&self, instance: &InstanceRef<Self::Scope>, user_data: &UserData) -> Result<()> {
         self.call(
             Some(&instance.scope),
             "start instance",
             &instance.name,
             DEADLINE,
-            self.cloud.start_instance(instance),
+            self.cloud.start_instance(instance, user_data),
         )
         .await
     }

@@ -100,8 +100,13 @@ pub trait Cloud: Send + Sync + 'static {
         spec: &InstanceSpec<Self::Scope, Self::Class>,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Starts a stopped instance. Starting a running one is Ok.
-    fn start_instance(&self, instance: &InstanceRef<Self::Scope>) -> impl Future<Output = Result<()>> + Send;
+    /// Starts a stopped instance. Starting a running one is Ok. `user_data` is what the creation was given, rendered anew: for a
+    /// cloud that keeps none, and hands it to the machine while it boots.
+    fn start_instance(
+        &self,
+        instance: &InstanceRef<Self::Scope>,
+        user_data: &UserData,
+    ) -> impl Future<Output = Result<()>> + Send;
 
     /// Takes one step of the way to nothing: stop, delete, remove what is left.
     fn delete_instance(&self, instance: &InstanceRef<Self::Scope>)

@@ -100,11 +100,12 @@ settings! {
         ["GANETI_INSECURE_SKIP_TLS_VERIFY"], Switch, "false", "BOOL",
         "whether to trust any certificate of Ganeti";
     GANETI_MEDIA_ADDRESS = "ganeti.media" "address", "ganeti-media-address", ["GANETI_MEDIA_ADDRESS"], Single, "",
-        "ADDRESS", "where the provider listens to serve ISOs to Ganeti's nodes, for example 0.0.0.0:8080; unset: nowhere";
+        "ADDRESS", "where the provider listens to serve ISOs and seeds to Ganeti's nodes and machines, for example 0.0.0.0:8080; \
+         unset: nowhere";
     GANETI_MEDIA_URL = "ganeti.media" "url", "ganeti-media-url", ["GANETI_MEDIA_URL"], Single,
-        "http:// and that address", "URL", "how the nodes reach it";
+        "http:// and that address", "URL", "how nodes and machines reach it";
     GANETI_MEDIA_FOLDER = "ganeti.media" "folder", "ganeti-media-folder", ["GANETI_MEDIA_FOLDER"], Single,
-        "one among the system's temporary files", "PATH", "where these ISOs are kept; it may be emptied at any time";
+        "one among the system's temporary files", "PATH", "where these are kept; it may be emptied when no machine boots";
     PROVIDER_ID = "provider" "id", "provider-id", ["PROVIDER_ID"], Single, "the cloud's name", "ID",
         "the provider ID that Omni knows this daemon by";
     PROVIDER_NAME = "provider" "name", "provider-name", ["PROVIDER_NAME"], Single, "the cloud's name", "NAME",

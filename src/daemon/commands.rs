@@ -35,7 +35,10 @@ pub async fn check(config: &Config) -> anyhow::Result<()> {
             .await
             .context("cannot use the silo")?,
         #[cfg(feature = "ganeti")]
-        CloudConfig::Ganeti(site) => ganeti(site)?.check().await.context("cannot use the cluster")?,
+        CloudConfig::Ganeti(site) => ganeti(site, None)?
+            .check()
+            .await
+            .context("cannot use the cluster")?,
     }
     Ok(())
 }
@@ -75,7 +78,7 @@ pub async fn orphans(config: &Config) -> anyhow::Result<OrphanList> {
         #[cfg(feature = "oxide")]
         CloudConfig::Oxide(site) => rows(&omni, &oxide(site, config)?).await,
         #[cfg(feature = "ganeti")]
-        CloudConfig::Ganeti(site) => rows(&omni, &ganeti(site)?).await,
+        CloudConfig::Ganeti(site) => rows(&omni, &ganeti(site, None)?).await,
     }
 }
 
@@ -122,7 +125,7 @@ pub async fn release(config: &Config, name: &str, scope: Option<&str>) -> anyhow
         #[cfg(feature = "oxide")]
         CloudConfig::Oxide(site) => give_back(&omni, &oxide(site, config)?, name, scope).await,
         #[cfg(feature = "ganeti")]
-        CloudConfig::Ganeti(site) => give_back(&omni, &ganeti(site)?, name, scope).await,
+        CloudConfig::Ganeti(site) => give_back(&omni, &ganeti(site, None)?, name, scope).await,
     }
 }
 

@@ -47,7 +47,11 @@ impl<C: Cloud> Engine<C> {
             Action::StartInstance { scope, id } => Box::pin(async {
                 let mut instance = self.instance(pass, scope);
                 instance.id = Some(id.clone());
-                let call = self.cloud.start_instance(&instance);
+                let user_data = match self.user_data(pass) {
+                    Ok(user_data) => user_data,
+                    Err(error) => return self.failed(pass, ActionKind::Start, error.kind, &error),
+                };
+                let call = self.cloud.start_instance(&instance, &user_data);
                 let result = self.shown_while(pass, &plan.finding, call).await;
                 if result.is_err()
                     && let Some(image) = self.image_key(pass)

@@ -1,11 +1,12 @@
-//! Answers for media: ranges and lengths, as QEMU's curl driver needs them, and nothing else.
+//! Answers for media: ranges and lengths, as QEMU's curl driver needs them, the files of a seed, and nothing else.
 //!
-//! *Guarantees.* Nothing is served but a medium whose whole name was asked for; no folder is listed, nothing tells a wrong path from
-//! a medium that is not here. No line of the log has a path.
+//! *Guarantees.* Nothing is served but what was asked for by its whole name; no folder is listed, nothing tells a wrong name from
+//! what is not here. No line of the log has a path.
 
 use std::io::SeekFrom;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
@@ -16,38 +17,57 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 use tokio_util::io::ReaderStream;
 use tracing::{debug, info, warn};
 
+use super::connection::{Bounded, Peer};
 use super::range::{Part, part};
-use super::shelf::Shelf;
+use super::{Media, seed};
 
 /// How much is read at once.
 const CHUNK: usize = 64 * 1024;
+/// How often seeds that are over are removed.
+const SWEEP: Duration = Duration::from_secs(600);
 
-/// Serves the shelf until the future is dropped.
+/// Serves media until the future is dropped, and removes seeds that are over.
 ///
 /// # Errors
 ///
 /// When nothing can be accepted any more.
-pub async fn serve(shelf: Shelf, listener: TcpListener) -> std::io::Result<()> {
+pub async fn serve(media: Media, listener: TcpListener) -> std::io::Result<()> {
     if let Ok(address) = listener.local_addr() {
         info!(%address, "serving boot media");
     }
-    let router = Router::new().fallback(answer).with_state(shelf);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    serve_http(listener, service).into_future().await
+    let router = Router::new().fallback(answer).with_state(media.clone());
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    tokio::select! {
+        served = serve_http(Bounded::new(listener), service).into_future() => served,
+        never = sweep(&media) => never,
+    }
+}
+
+async fn sweep(media: &Media) -> std::io::Result<()> {
+    loop {
+        if let Err(error) = media.seeds.sweep().await {
+            warn!(%error, "boot seeds that are over cannot be removed");
+        }
+        sleep(SWEEP).await;
+    }
 }
 
 async fn answer(
-    State(shelf): State<Shelf>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    State(media): State<Media>,
+    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
     request: Request,
 ) -> Response {
     let (head, _) = request.into_parts();
     let method = &head.method;
     let response = match *method {
-        Method::GET | Method::HEAD => medium(&shelf, &head).await,
+        Method::GET if let Some((name, part)) = seed::asked(head.uri.path()) => {
+            return tell(&media, name, part, peer).await;
+        }
+        Method::GET | Method::HEAD => medium(&media, &head).await,
         _ => {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
             let allow = HeaderValue::from_static("GET, HEAD");
@@ -65,8 +85,29 @@ async fn answer(
     response
 }
 
-async fn medium(shelf: &Shelf, asked: &Parts) -> Response {
-    let file = match shelf.open(asked.uri.path()).await {
+/// One file of a seed.
+async fn tell(media: &Media, name: &str, part: seed::Part, peer: SocketAddr) -> Response {
+    let response = match media.seeds.read(name, part, peer.ip().to_canonical()).await {
+        Ok(Some(text)) => {
+            let mut response = Response::new(Body::from(text));
+            set(&mut response, header::CONTENT_TYPE, "text/yaml");
+            set(&mut response, header::CACHE_CONTROL, "private, no-store");
+            response
+        }
+        // Of a machine that is installed as well: it is no fault.
+        Ok(None) if part != seed::Part::User => plain(StatusCode::NO_CONTENT),
+        Ok(None) => plain(StatusCode::NOT_FOUND),
+        Err(error) => {
+            warn!(%error, "a boot seed cannot be read");
+            plain(StatusCode::SERVICE_UNAVAILABLE)
+        }
+    };
+    info!(%peer, file = ?part, status = response.status().as_u16(), "boot seed");
+    response
+}
+
+async fn medium(media: &Media, asked: &Parts) -> Response {
+    let file = match media.shelf.open(asked.uri.path()).await {
         Ok(Some(file)) => file,
         Ok(None) => return plain(StatusCode::NOT_FOUND),
         Err(error) => {

@@ -8,21 +8,19 @@
 //! *Cancel safety.* What was cut off is a file that is not served, and that the next import removes.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
-use tokio::fs::{self, DirBuilder, File, OpenOptions};
+use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
 use tracing::info;
 
-use crate::cloud::{CloudError, ErrorKind, ImageSource, Result};
+use super::folder::Folder;
+use crate::cloud::{ImageSource, Result};
 use crate::secret::Secret;
 
-/// Who failed, in errors: no cloud, but shown in the same place.
-const WHO: &str = "the media folder";
 /// How much is written at once.
 const CHUNK: usize = 1024 * 1024;
 /// How long a medium stays that nobody asks for: longer than a guest waits between its creation and its first boot, and short
@@ -39,7 +37,7 @@ const PURPOSE: &str = "omni-infra-provider media v1\n";
 /// The shelf. Clones are the same one.
 #[derive(Debug, Clone)]
 pub struct Shelf {
-    folder: PathBuf,
+    folder: Arc<Folder>,
     /// Without a trailing slash.
     url: String,
     /// Held while a medium is written: one at a time, and none twice.
@@ -50,7 +48,7 @@ impl Shelf {
     /// A shelf in a folder, which is made when it is needed; the server is reached at `url`.
     pub fn new(folder: impl Into<PathBuf>, url: impl Into<String>) -> Self {
         Self {
-            folder: folder.into(),
+            folder: Arc::new(Folder(folder.into())),
             url: url.into().trim_end_matches('/').to_owned(),
             writing: Arc::default(),
         }
@@ -105,30 +103,19 @@ impl Shelf {
         if self.is_there(&name).await? {
             return Ok(());
         }
-        let fault = |error| self.fault("keep a boot medium", &error);
-        let mut making = DirBuilder::new();
-        making.recursive(true).mode(0o700);
-        making.create(&self.folder).await.map_err(fault)?;
-        let owner = fs::symlink_metadata(&self.folder).await.map_err(fault)?.uid();
-        // Where everybody may make folders, somebody may have been faster.
-        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-            return Err(fault(io::Error::other("it belongs to another user")));
-        }
+        let fault = |error| self.folder.fault("keep a boot medium", &error);
+        self.folder.make().await.map_err(fault)?;
         self.sweep().await.map_err(fault)?;
 
-        let part = self.path(&name, PART);
+        let part = self.folder.path(&name, PART);
         let mut stream = source.open().await?;
-        let mut opening = OpenOptions::new();
-        opening.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = opening.open(&part).await.map_err(fault)?;
+        let mut file = self.folder.write(&part).await.map_err(fault)?;
         while let Some(chunk) = stream.next(CHUNK).await? {
             file.write_all(&chunk).await.map_err(fault)?;
         }
         file.flush().await.map_err(fault)?;
-        file.sync_all().await.map_err(fault)?;
-        fs::rename(&part, self.path(&name, WHOLE)).await.map_err(fault)?;
-        let folder = File::open(&self.folder).await.map_err(fault)?;
-        folder.sync_all().await.map_err(fault)
+        let whole = self.folder.path(&name, WHOLE);
+        self.folder.place(file, &part, &whole).await.map_err(fault)
     }
 
     /// The file behind a path of the server, if it is one of a medium that is there. It is served to its end even if it vanishes
@@ -137,7 +124,7 @@ impl Shelf {
         let Some(name) = name_in(path) else {
             return Ok(None);
         };
-        match File::open(self.path(name, WHOLE)).await {
+        match File::open(self.folder.path(name, WHOLE)).await {
             Ok(file) => {
                 let file = file.into_std().await;
                 // Asked for: it stays. On a medium that nobody may write, it goes earlier and comes again.
@@ -150,14 +137,13 @@ impl Shelf {
     }
 
     async fn is_there(&self, name: &str) -> Result<bool> {
-        fs::try_exists(self.path(name, WHOLE))
-            .await
-            .map_err(|error| self.fault("look for a boot medium", &error))
+        let there = fs::try_exists(self.folder.path(name, WHOLE)).await;
+        there.map_err(|error| self.folder.fault("look for a boot medium", &error))
     }
 
     /// Removes what was cut off, and what is old. Nothing else in the folder is touched.
     async fn sweep(&self) -> io::Result<()> {
-        let mut entries = fs::read_dir(&self.folder).await?;
+        let mut entries = fs::read_dir(&self.folder.0).await?;
         while let Some(entry) = entries.next_entry().await? {
             let path = entry.path();
             let is_ours = path
@@ -178,18 +164,6 @@ impl Shelf {
             }
         }
         Ok(())
-    }
-
-    fn path(&self, name: &str, end: &str) -> PathBuf {
-        self.folder.join(format!("{name}.{end}"))
-    }
-
-    fn fault(&self, verb: &'static str, error: &io::Error) -> CloudError {
-        let what = format!(
-            "{}: {error}: make room there, let the provider write there, or set another folder",
-            self.folder.display()
-        );
-        CloudError::new(WHO, verb, ErrorKind::Unavailable, what)
     }
 }
 

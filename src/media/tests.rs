@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::{Shelf, serve};
+use super::connection::Bounded;
+use super::{Media, Seed, Seeds, Shelf, seed, serve};
 use crate::cloud::{BoxFuture, CloudError, ErrorKind, ImageSource, ImageStream, Result};
 
 const IMAGE: &str = "abc/v1.12.0/metal-amd64";
@@ -70,6 +71,7 @@ impl ImageStream for Stream {
 struct Room {
     folder: TempDir,
     shelf: Shelf,
+    seeds: Seeds,
     url: String,
     http: Client,
     _server: JoinSet<std::io::Result<()>>,
@@ -80,12 +82,13 @@ impl Room {
         let folder = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let shelf = Shelf::new(folder.path().join("media"), &url);
+        let media = Media::new(folder.path().join("media"), &url);
         let mut server = JoinSet::new();
-        server.spawn(serve(shelf.clone(), listener));
+        server.spawn(serve(media.clone(), listener));
         Self {
             folder,
-            shelf,
+            shelf: media.shelf,
+            seeds: media.seeds,
             url,
             http: Client::builder().no_proxy().build().unwrap(),
             _server: server,
@@ -347,4 +350,170 @@ async fn a_folder_that_cannot_be_written_is_named() {
     let error = room.shelf.put(IMAGE, &Source::default()).await.unwrap_err();
     assert!(error.to_string().contains("set another folder"), "{error}");
     assert!(error.to_string().contains("media"), "{error}");
+}
+
+const SEED: Seed<'static> = Seed {
+    instance_id: "0b6ff3a2",
+    hostname: "web",
+    user_data: b"kind: SideroLinkConfig\n",
+};
+
+impl Room {
+    /// Status and body.
+    async fn told(&self, address: &str, file: &str) -> (u16, String) {
+        let answer = self.ask(Method::GET, &format!("{address}{file}"), &[]).await;
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// Changes what stands in the file of the one seed.
+    fn change_seed(&self, change: impl FnOnce(&mut serde_json::Value)) {
+        let [name] = &self.files()[..] else {
+            panic!("{:?}", self.files())
+        };
+        let path = self.folder.path().join("media").join(name);
+        let mut kept = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut kept);
+        fs::write(&path, kept.to_string()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_machine_reads_its_seed_twice_as_talos_does() {
+    let room = Room::open().await;
+    let address = room.seeds.address();
+    assert!(
+        room.seeds
+            .put(&format!("-smbios {address} -x"), SEED)
+            .await
+            .unwrap()
+    );
+    for _ in 0..2 {
+        let (status, meta) = room.told(&address, "meta-data").await;
+        let meta: serde_json::Value = serde_saphyr::from_str(&meta).unwrap();
+        assert_eq!(status, 200);
+        assert_eq!(meta["instance-id"], "0b6ff3a2");
+        assert_eq!(meta["local-hostname"], "web");
+        let (status, network) = room.told(&address, "network-config").await;
+        let network: serde_json::Value = serde_saphyr::from_str(&network).unwrap();
+        assert_eq!((status, &network["version"]), (200, &1.into()));
+        let user = (200, "kind: SideroLinkConfig\n".to_owned());
+        assert_eq!(room.told(&address, "user-data").await, user);
+    }
+    for file in ["vendor-data", "", "talos.iso"] {
+        assert_eq!(room.told(&address, file).await.0, 404, "{file}");
+    }
+    let head = room.ask(Method::HEAD, &format!("{address}user-data"), &[]).await;
+    assert_eq!(head.status(), 404);
+}
+
+#[tokio::test]
+async fn a_seed_is_for_the_first_who_reads_it_and_for_an_hour() {
+    let room = Room::open().await;
+    let address = room.seeds.address();
+    room.seeds.put(&address, SEED).await.unwrap();
+    // From another address, which loopback has plenty of.
+    let other = Client::builder()
+        .no_proxy()
+        .local_address(Some([127, 0, 0, 2].into()))
+        .build()
+        .unwrap();
+    let theirs = async || {
+        let answer = other.get(format!("{address}user-data")).send().await.unwrap();
+        answer.status().as_u16()
+    };
+    assert_eq!(room.told(&address, "user-data").await.0, 200);
+    assert_eq!(theirs().await, 404);
+    assert_eq!(
+        room.told(&address, "user-data").await.0,
+        200,
+        "the first one again"
+    );
+
+    // A start anew is another boot.
+    room.seeds.put(&address, SEED).await.unwrap();
+    assert_eq!(theirs().await, 200);
+    assert_eq!(room.told(&address, "user-data").await.0, 404);
+    room.change_seed(|kept| {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        let until = kept["until"].as_u64().unwrap();
+        assert!((now + 3500..now + 3700).contains(&until), "{until}");
+        kept["until"] = now.into();
+    });
+    assert_eq!(theirs().await, 404);
+}
+
+#[tokio::test]
+async fn what_is_over_is_swept_and_asked_for_in_vain_without_a_delay() {
+    let room = Room::open().await;
+    let address = room.seeds.address();
+    room.seeds.put(&address, SEED).await.unwrap();
+    room.shelf.put(IMAGE, &Source::default()).await.unwrap();
+    room.seeds.sweep().await.unwrap();
+    assert_eq!(room.files().len(), 2);
+    fs::remove_file(room.file("iso")).unwrap();
+    room.change_seed(|kept| kept["until"] = 1.into());
+    room.seeds.sweep().await.unwrap();
+    assert_eq!(room.files(), [""; 0]);
+    // Talos tries again for three minutes after any other answer.
+    assert_eq!(room.told(&address, "meta-data").await.0, 204);
+    assert_eq!(room.told(&address, "network-config").await.0, 204);
+    assert_eq!(room.told(&address, "user-data").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_seed_survives_the_process_and_goes_when_its_machine_goes() {
+    let room = Room::open().await;
+    let address = room.seeds.address();
+    // Another process wrote it.
+    let another = Seeds::new(room.folder.path().join("media"), "http://elsewhere");
+    another.put(&address, SEED).await.unwrap();
+    assert_eq!(room.told(&address, "user-data").await.0, 200);
+    room.seeds.remove(&address).await.unwrap();
+    room.seeds.remove(&address).await.unwrap();
+    assert_eq!(room.files(), [""; 0]);
+    assert_eq!(room.told(&address, "user-data").await.0, 404);
+    assert!(!room.seeds.put("-smbios type=1,serial=mine", SEED).await.unwrap());
+    assert_eq!(room.files(), [""; 0]);
+}
+
+#[tokio::test]
+async fn others_cannot_read_the_file_of_a_seed() {
+    use std::os::unix::fs::PermissionsExt;
+    let room = Room::open().await;
+    room.seeds.put(&room.seeds.address(), SEED).await.unwrap();
+    let path = room.folder.path().join("media").join(&room.files()[0]);
+    assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn no_two_seeds_have_one_address_and_none_is_shown() {
+    let seeds = Seeds::new("/nowhere", "http://10.0.0.1/");
+    let (one, two) = (seeds.address(), seeds.address());
+    assert_ne!(one, two);
+    assert_eq!(
+        seed::hide(&format!("at {one}, {two}user-data, seed-abc")),
+        "at http://10.0.0.1/<redacted>/, http://10.0.0.1/<redacted>/user-data, seed-abc"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_happens_makes_room_for_the_next() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = axum::Router::new().fallback(async || "here");
+    let mut server = JoinSet::new();
+    let bounded = Bounded::of(listener, 1, Duration::from_millis(200));
+    server.spawn(axum::serve(bounded, router).into_future());
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let mut second = TcpStream::connect(address).await.unwrap();
+    second.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    second.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("here"), "{answer}");
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0, "it was closed");
 }

@@ -212,7 +212,7 @@ pub(crate) async fn a_stranger_is_never_touched<D: Door>(door: &D) {
     assert!(matches!(found, Found::Foreign { .. }), "{found:?}");
     let refused = door.cloud().create_instance(&spec).await;
     assert_eq!(refused.unwrap_err().kind, ErrorKind::Foreign);
-    let started = door.cloud().start_instance(&spec.instance).await;
+    let started = door.cloud().start_instance(&spec.instance, &spec.user_data).await;
     assert_eq!(started.unwrap_err().kind, ErrorKind::Foreign);
     // Without an ID there is nothing of ours to remove.
     door.cloud().delete_instance(&spec.instance).await.unwrap();
@@ -293,7 +293,7 @@ pub(crate) async fn every_failure_has_its_kind<D: Door>(door: &D) {
         assert_eq!(cloud.create_instance(&spec).await.unwrap_err().kind, kind);
         assert_eq!(cloud.delete_instance(&nowhere).await.unwrap_err().kind, kind);
     }
-    let gone = door.cloud().start_instance(&nowhere).await;
+    let gone = door.cloud().start_instance(&nowhere, &UserData(Vec::new())).await;
     assert_eq!(
         gone.unwrap_err().kind,
         ErrorKind::Busy,
@@ -341,7 +341,7 @@ async fn refusal_or_start<D: Door>(
         id: Some(id),
         ..spec.instance.clone()
     };
-    door.cloud().start_instance(&stopped).await.err()
+    door.cloud().start_instance(&stopped, &spec.user_data).await.err()
 }
 
 /// 9. Names at the limit work; user data at the limit arrives.
@@ -431,8 +431,11 @@ async fn cut_after<D: Door>(door: &D, image: &ImageRef, polls: usize) -> bool {
         id: ours(&stopped).map(|instance| instance.id.clone()),
         ..spec.instance.clone()
     };
-    let started = dropped_after(polls, door.cloud().start_instance(&stopped)).await;
-    door.cloud().start_instance(&stopped).await.unwrap();
+    let started = dropped_after(polls, door.cloud().start_instance(&stopped, &spec.user_data)).await;
+    door.cloud()
+        .start_instance(&stopped, &spec.user_data)
+        .await
+        .unwrap();
     until_state(door, &stopped, InstanceState::Running).await;
     let deleted = dropped_after(polls, door.cloud().delete_instance(&stopped)).await;
     assert_eq!(delete(door, &spec.instance).await, Found::Nothing);

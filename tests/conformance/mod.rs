@@ -171,7 +171,10 @@ async fn create<D: Door>(door: &D, spec: &Spec<D>) -> Ref<D> {
 
 /// Starts, and waits until it runs.
 async fn start<D: Door>(door: &D, stopped: &Ref<D>) {
-    door.cloud().start_instance(stopped).await.unwrap();
+    door.cloud()
+        .start_instance(stopped, &UserData(Vec::new()))
+        .await
+        .unwrap();
     until_state(door, stopped, InstanceState::Running).await;
 }
 

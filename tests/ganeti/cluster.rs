@@ -25,6 +25,8 @@ pub(crate) struct Cluster {
     gnt: PathBuf,
     /// Its folder.
     pub(crate) base: PathBuf,
+    /// Where its guests reach whoever serves them media.
+    pub(crate) media_address: String,
     http: reqwest::Client,
 }
 
@@ -43,6 +45,7 @@ impl Cluster {
                 sha256: variable("SHA256")?,
                 gnt: variable("GNT")?.into(),
                 base: variable("BASE")?.into(),
+                media_address: variable("MEDIA_ADDRESS")?,
                 http: reqwest::Client::builder()
                     .no_proxy()
                     .pool_max_idle_per_host(0)
@@ -174,6 +177,15 @@ impl Cluster {
             sleep(STEP).await;
         }
         panic!("no job ended that did {summary}");
+    }
+
+    pub(crate) async fn job_status(&self, id: &str) -> String {
+        let jobs = self.query("job", &["id", "status"]).await;
+        let job = jobs
+            .iter()
+            .find(|job| job[0].as_u64() == id.parse().ok())
+            .unwrap();
+        job[1].as_str().unwrap().to_owned()
     }
 
     /// All that there is of an instance: the instance, its disks, its addresses.

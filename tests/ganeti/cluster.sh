@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
 # Brings up a real Ganeti on this machine, for the tests, or takes it away again. Idempotent.
 #
-#   cluster.sh up [fake|kvm]     fake (the default) plays the hypervisor; kvm boots guests, in software
+#   cluster.sh up      with two hypervisors: one that is played, and KVM, which boots guests, in software
 #   cluster.sh down
-#   cluster.sh env               prints what the tests need, as lines of `export`
+#   cluster.sh env     prints what the tests need, as lines of `export`
+#
+# Ends with 77 where a real Ganeti cannot be had on this machine.
 #
 # It is Ganeti's own "virtual cluster" mode (GANETI_ROOTDIR, GANETI_HOSTNAME): /etc/ganeti and /var/lib/ganeti stay untouched. The
 # addresses of node and cluster live on the loopback of a network namespace of their own, since Ganeti refuses a node whose name is
 # of 127/8; only the RAPI runs out here, on 127.0.0.1, and reaches the rest through unix sockets.
+#
+# Guests have a bridge in that namespace; whoever serves them media listens on MEDIA_ADDRESS, at the other end of a pair of
+# interfaces.
 #
 # Needs Debian or Ubuntu with their Ganeti 3, and root with the right to make network namespaces. Needs no systemd, DNS, ssh, LVM.
 set -euo pipefail
@@ -20,6 +25,10 @@ CLUSTER=cluster.gt
 # RFC 2544's range, and never seen outside of the namespace.
 NODE_ADDRESS=198.18.77.10
 CLUSTER_ADDRESS=198.18.77.1
+# Where the guests' bridge is reached from here, and the bridge.
+MEDIA_ADDRESS=198.19.0.1
+BRIDGE_ADDRESS=198.19.0.2
+MEDIA=$NAMESPACE-media
 ROOT=$BASE/$NODE
 URL=https://127.0.0.1:$PORT
 # Of a cluster that lives as long as a test and listens on loopback.
@@ -28,13 +37,14 @@ RAPI_PASSWORD=omni-secret
 OS_FOLDER=/srv/ganeti/os                        # the one path that is not relocated
 
 say() { echo "ganeti: $*" >&2; }
-cannot() { say "cannot test with a real Ganeti: $*"; exit 1; }
+cannot() { say "cannot test with a real Ganeti here: $*"; exit 77; }
+fail() { say "$*"; exit 1; }
 api() { curl --silent --show-error --insecure --max-time 30 --user "$RAPI_USER:$RAPI_PASSWORD" "$@"; }
 send() { api --request "$1" --header 'Content-Type: application/json' --data "$3" "$URL$2"; }
 inside() { ip netns exec "$NAMESPACE" env GANETI_ROOTDIR="$ROOT" GANETI_HOSTNAME="$NODE" "$@"; }
 
 is_healthy() {
-    [ "$(cat "$BASE/hypervisor" 2>/dev/null)" = "$1" ] && [ -e "/run/netns/$NAMESPACE" ] &&
+    [ -e "$BASE/is-up" ] && [ -e "/run/netns/$NAMESPACE" ] &&
         api --max-time 5 "$URL/2/info" 2>/dev/null | grep -q "\"name\": \"$CLUSTER\"" &&
         api --max-time 8 "$URL/2/os" 2>/dev/null | grep -q '"omni-broken"'    # master, a job and the node daemon work
 }
@@ -65,25 +75,25 @@ job() {
         status=$(api "$URL/2/jobs/$1" | sed -n 's/.*"status": "\([a-z]*\)".*/\1/p')
         case $status in
         success) return 0 ;;
-        error | canceled) cannot "job $1 of its set-up: $(api "$URL/2/jobs/$1" | tail --bytes=500)" ;;
+        error | canceled) fail "job $1 of its set-up: $(api "$URL/2/jobs/$1" | tail --bytes=500)" ;;
         esac
         sleep 0.2
     done
-    cannot "job $1 of its set-up does not end"
+    fail "job $1 of its set-up does not end"
 }
 
 up() {
-    local hypervisor=${1:-fake} hypervisor_options operating_system package
+    local operating_system network
     [ "$(id --user)" = 0 ] || cannot "it needs root"
-    if is_healthy "$hypervisor"; then return 0; fi
-    install_packages ganeti ganeti-os-noop curl openssl iproute2 openssh-client
-    # block-extra: a CD by URL
-    if [ "$hypervisor" = kvm ]; then install_packages qemu-system-x86 qemu-block-extra; fi
+    if is_healthy; then return 0; fi
+    # block-extra: a CD by URL. The last line is for the guest.
+    install_packages ganeti ganeti-os-noop curl openssl iproute2 openssh-client qemu-system-x86 qemu-block-extra \
+        busybox-static isolinux syslinux-common xorriso cpio xz-utils zstd
     # Read by `gnt-cluster init`, and never used.
     [ -f /etc/ssh/ssh_host_rsa_key.pub ] || ssh-keygen -q -t rsa -N '' -f /etc/ssh/ssh_host_rsa_key
 
     down
-    if (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then cannot "port $PORT is taken: set GANETI_TEST_PORT"; fi
+    if (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then fail "port $PORT is taken: set GANETI_TEST_PORT"; fi
     ip netns add "$NAMESPACE" || cannot "network namespaces are not allowed here"
     mkdir -p "/etc/netns/$NAMESPACE"            # `ip netns exec` lays these over /etc
     printf '127.0.0.1 localhost\n%s %s\n%s %s\n' "$CLUSTER_ADDRESS" "$CLUSTER" "$NODE_ADDRESS" "$NODE" \
@@ -92,7 +102,13 @@ up() {
     ip -n "$NAMESPACE" link set lo up
     ip -n "$NAMESPACE" addr add "$NODE_ADDRESS/32" dev lo
     # Guests, the node, and whoever serves them media meet here.
-    ip -n "$NAMESPACE" link add br0 type bridge && ip -n "$NAMESPACE" link set br0 up
+    { ip -n "$NAMESPACE" link add br0 type bridge && ip link add "$MEDIA" type veth peer name media netns "$NAMESPACE"; } ||
+        cannot "bridges and pairs of interfaces are not allowed here"
+    ip -n "$NAMESPACE" addr add "$BRIDGE_ADDRESS/16" dev br0
+    ip -n "$NAMESPACE" link set br0 up
+    ip -n "$NAMESPACE" link set media master br0 up
+    ip addr add "$MEDIA_ADDRESS/16" dev "$MEDIA"
+    ip link set "$MEDIA" up
 
     mkdir -p "$ROOT"/etc/{default,ganeti} "$ROOT"/var/lock "$ROOT"/var/{lib,log,run}/ganeti "$BASE"/{file,shared}
     chmod 755 "$BASE" "$ROOT"
@@ -118,14 +134,11 @@ END
     printf '#!/bin/sh\nsleep 3\n' > "$OS_FOLDER/omni-slow/create"
     printf '#!/bin/sh\necho boom >&2\nexit 3\n' > "$OS_FOLDER/omni-broken/create"
 
-    hypervisor_options=(--enabled-hypervisors=fake)
-    if [ "$hypervisor" = kvm ]; then
-        hypervisor_options=(--enabled-hypervisors=kvm,fake --hypervisor-parameters
-            "kvm:kvm_path=/usr/bin/qemu-system-x86_64,kernel_path=,kvm_flag=,vhost_net=false")
-    fi
-    say "starting a cluster with the $hypervisor hypervisor"
+    say "starting a cluster"
     inside gnt-cluster init --no-etc-hosts --no-ssh-init --master-netdev=lo --master-netmask=32 \
-        "${hypervisor_options[@]}" --enabled-disk-templates=file,sharedfile,diskless \
+        --enabled-hypervisors=fake,kvm --hypervisor-parameters \
+        "kvm:kvm_path=/usr/bin/qemu-system-x86_64,kernel_path=,kvm_flag=,vhost_net=false" \
+        --enabled-disk-templates=file,sharedfile,diskless \
         --file-storage-dir="$BASE/file" --shared-file-storage-dir="$BASE/shared" \
         --nic-parameters=mode=bridged,link=br0 \
         --ipolicy-bounds-specs=min:disk-size=1,cpu-count=1,disk-count=0,memory-size=1,nic-count=0,spindle-use=0/max:disk-size=1048576,cpu-count=64,disk-count=16,memory-size=1048576,nic-count=8,spindle-use=64 \
@@ -143,8 +156,8 @@ END
     job "$(send POST /2/networks '{"network_name":"net1","network":"198.18.80.0/22","gateway":"198.18.80.1"}')"
     job "$(send POST /2/networks '{"network_name":"tiny","network":"198.18.90.0/30","gateway":"198.18.90.1"}')"
     job "$(send POST /2/groups '{"group_name":"spare"}')"
-    for package in net1 tiny; do
-        job "$(send PUT "/2/networks/$package/connect" \
+    for network in net1 tiny; do
+        job "$(send PUT "/2/networks/$network/connect" \
             '{"group_name":"default","network_mode":"bridged","network_link":"br0"}')"
     done
 
@@ -155,8 +168,9 @@ END
 exec ip netns exec $NAMESPACE env GANETI_ROOTDIR=$ROOT GANETI_HOSTNAME=$NODE "\$@"
 END
     chmod 755 "$BASE/gnt"
-    echo "$hypervisor" > "$BASE/hypervisor"
-    is_healthy "$hypervisor" || cannot "the cluster came up and does not work; its logs are in $ROOT/var/log/ganeti"
+    "$(dirname "$0")/guest.sh" "$BASE/guest.iso"
+    touch "$BASE/is-up"
+    is_healthy || fail "the cluster came up and does not work; its logs are in $ROOT/var/log/ganeti"
 }
 
 # What a process was given, a line each; nothing where it is gone.
@@ -182,10 +196,11 @@ down() {
             grep -qE '^(/usr/sbin/ganeti-|/usr/share/ganeti/|/usr/lib/ganeti/|/usr/bin/qemu-system-)' || continue
         if is_ours "$process"; then kill -KILL "$process" 2>/dev/null || true; fi
     done
+    ip link del "$MEDIA" 2>/dev/null || true
     ip netns del "$NAMESPACE" 2>/dev/null || true
     rm -rf "/etc/netns/$NAMESPACE" "$OS_FOLDER"/omni-{slow,broken}
     rmdir /etc/netns "$OS_FOLDER" /srv/ganeti 2>/dev/null || true
-    rm -rf "${ROOT:?}" "${BASE:?}"/{file,shared,gnt,hypervisor,rapi.pem}
+    rm -rf "${ROOT:?}" "${BASE:?}"/{file,shared,gnt,guest.iso,is-up,rapi.pem}
     rmdir "$BASE" 2>/dev/null || true
 }
 
@@ -197,15 +212,16 @@ export GANETI_TEST_PASSWORD=$RAPI_PASSWORD
 export GANETI_TEST_SHA256=$(openssl x509 -in "$BASE/rapi.pem" -noout -fingerprint -sha256 | sed 's/.*=//')
 export GANETI_TEST_GNT=$BASE/gnt
 export GANETI_TEST_BASE=$BASE
+export GANETI_TEST_MEDIA_ADDRESS=$MEDIA_ADDRESS
 END
 }
 
 case ${1:-} in
-up) up "${2:-fake}" ;;
+up) up ;;
 down) down ;;
 env) print_env ;;
 *)
-    sed -n '2,8p' "$0" >&2
+    sed -n '2,9p' "$0" >&2
     exit 2
     ;;
 esac

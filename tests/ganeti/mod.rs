@@ -2,6 +2,7 @@
 //!
 //! Without one the tests are left out, and one line says so; where `GANETI_TEST=required` they fail instead.
 
+mod boot;
 mod cluster;
 mod door;
 mod many;

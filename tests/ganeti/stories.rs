@@ -215,12 +215,12 @@ async fn a_strangers_instance_is_told_and_never_touched() {
 async fn told(cluster: Cluster, change: &str, sign: &str) -> String {
     let mut world = World::start(cluster).await;
     let name = fresh("told");
-    // YAML takes no key twice: the change replaces the line of its key.
-    let key = change.split(':').next().unwrap();
+    // YAML takes no key twice: the change replaces the lines of its keys.
+    let keys: Vec<&str> = change.lines().filter_map(|line| line.split(':').next()).collect();
     let class: Vec<&str> = CLASS
         .lines()
-        .filter(|line| !line.starts_with(key))
-        .filter(|line| key != "nics" || !line.starts_with("  -"))
+        .filter(|line| !keys.iter().any(|key| line.starts_with(&format!("{key}:"))))
+        .filter(|line| !keys.contains(&"nics") || !line.starts_with("  -"))
         .collect();
     world.request(&name, &format!("{}\n{change}\n", class.join("\n")));
     world
@@ -251,6 +251,11 @@ async fn a_status_line_says_what_to_change() {
         ("node_groups: [nosuch]", "gnt-group list"),
         ("disk_template: plain", "disk_template"),
         ("hypervisor_params: {nosuch: 1}", "nosuch"),
+        ("boot_image: /nosuch.raw\nhypervisor: kvm", "[ganeti.media]"),
+        (
+            "boot_iso: /nosuch.iso\nhypervisor: kvm",
+            "put the ISO there on every node",
+        ),
     ] {
         let cluster = cluster.clone();
         telling.spawn(async move { format!("{change}: {}", told(cluster, change, sign).await) });

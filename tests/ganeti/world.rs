@@ -6,6 +6,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use omni_infra_provider::daemon::{self, Parts};
 use omni_infra_provider::engine::download;
 use omni_infra_provider::engine::orphans::Policy;
 use omni_infra_provider::machine::Pace;
+use omni_infra_provider::media::{self, Media};
 use omni_infra_provider::omni::kinds::{
     ConfigPatchRequests, InfraProviderHealthStatuses, InfraProviderStatusSpec, MachineRequestSpec,
     MachineRequestStatusSpec, MachineRequestStatuses, MachineRequests,
@@ -178,6 +180,8 @@ pub(crate) struct World {
     pub(crate) nameservers: Vec<std::net::IpAddr>,
     /// The password that the daemon is given.
     pub(crate) password: Secret,
+    /// What the daemon serves, and where it listens.
+    pub(crate) media: Option<(Media, SocketAddr)>,
     key: Secret,
     omni_url: String,
     rapi_url: String,
@@ -194,11 +198,19 @@ impl World {
     }
 
     pub(crate) async fn without_daemon(cluster: Cluster) -> Self {
+        let mut world = Self::without_machines(cluster, String::new()).await;
+        world.tasks.spawn(play(world.omni.clone(), world.cluster.clone()));
+        world
+    }
+
+    /// Nobody plays the machines: they boot. Images are at this factory.
+    pub(crate) async fn without_machines(cluster: Cluster, factory: String) -> Self {
         let omni = Omni::new(OmniOptions {
             delays: Delays {
                 join: Duration::from_millis(100),
                 ..Delays::default()
             },
+            image_factory_base_url: factory,
             ..OmniOptions::default()
         });
         let key = omni.add_provider(PROVIDER).unwrap();
@@ -226,7 +238,6 @@ impl World {
         };
         let router = Router::new().fallback(pass_on).with_state(proxy);
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        tasks.spawn(play(omni.clone(), cluster.clone()));
 
         let password = cluster.settings().password;
         Self {
@@ -244,6 +255,7 @@ impl World {
             },
             nameservers: Vec::new(),
             password,
+            media: None,
             key,
             omni_url,
             rapi_url,
@@ -264,7 +276,7 @@ impl World {
             endpoint: self.rapi_url.clone(),
             password: self.password.clone(),
             trust: Trust::Authorities(None),
-            media: None,
+            media: self.media.as_ref().map(|(media, _)| media.clone()),
             ..self.cluster.settings()
         };
         let parts = Parts {
@@ -281,10 +293,19 @@ impl World {
             concurrency: 16,
             pace: self.pace,
         };
+        let media = self.media.clone();
         let daemon = tokio::spawn(async move {
-            daemon::serve(parts, tokio_util::sync::CancellationToken::new())
-                .await
-                .unwrap();
+            let serve_media = async {
+                let Some((media, address)) = media else {
+                    return std::future::pending().await;
+                };
+                let listener = TcpListener::bind(address).await.unwrap();
+                media::serve(media, listener).await.unwrap();
+            };
+            tokio::select! {
+                served = daemon::serve(parts, tokio_util::sync::CancellationToken::new()) => served.unwrap(),
+                () = serve_media => {}
+            }
         });
         *self.tap.daemon.lock().unwrap() = Some(daemon.abort_handle());
         self.daemon = Some(daemon);
@@ -353,6 +374,11 @@ impl World {
     pub(crate) fn patch(&self, id: &str) -> String {
         let patch = self.omni.get::<ConfigPatchRequests>(PROVIDER, id);
         patch.and_then(|patch| patch.spec.data).unwrap_or_default()
+    }
+
+    /// Everything that a task does beside the daemon.
+    pub(crate) fn beside(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// How often this was called.
@@ -501,13 +527,17 @@ async fn seen_by_all(cluster: &Cluster) -> Arc<Vec<Vec<Value>>> {
 
 /// The kernel arguments of the last schematic that brings a machine here.
 pub(crate) fn kernel_args(omni: &Omni) -> Option<String> {
-    omni.schematics().values().rev().find_map(|yaml| {
-        let schematic: Value = serde_saphyr::from_str(std::str::from_utf8(yaml).ok()?).ok()?;
-        let args = schematic["customization"]["extraKernelArgs"].as_array()?;
-        let args: Vec<&str> = args.iter().filter_map(Value::as_str).collect();
-        let joined = args.join(" ");
-        joined.contains("siderolink.api=").then_some(joined)
-    })
+    let schematics = omni.schematics();
+    schematics.values().rev().find_map(|yaml| kernel_args_of(yaml))
+}
+
+/// The kernel arguments of a schematic that brings a machine here.
+pub(crate) fn kernel_args_of(yaml: &[u8]) -> Option<String> {
+    let schematic: Value = serde_saphyr::from_str(std::str::from_utf8(yaml).ok()?).ok()?;
+    let args = schematic["customization"]["extraKernelArgs"].as_array()?;
+    let args: Vec<&str> = args.iter().filter_map(Value::as_str).collect();
+    let joined = args.join(" ");
+    joined.contains("siderolink.api=").then_some(joined)
 }
 
 impl Drop for World {

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use omni_infra_provider::backends::sim::{Event, Sim, SimClass, SimPace, Zone};
 use omni_infra_provider::cloud::{
     BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, Legacy, Limits, Marked, Replace, Result,
+    InstanceRef, InstanceSpec, Legacy, Limits, Marked, Replace, Result, UserData,
 };
 use omni_infra_provider::daemon::{self, Parts};
 use omni_infra_provider::engine::download;
@@ -489,9 +489,10 @@ impl Cloud for View {
         .await
     }
 
-    async fn start_instance(&self, instance: &InstanceRef<Zone>) -> Result<()> {
+    async fn start_instance(&self, instance: &InstanceRef<Zone>, user_data: &UserData) -> Result<()> {
         let what = format!("start {}", instance.name);
-        self.call(what, self.sim.start_instance(instance)).await
+        self.call(what, self.sim.start_instance(instance, user_data))
+            .await
     }
 
     async fn delete_instance(&self, instance: &InstanceRef<Zone>) -> Result<()> {

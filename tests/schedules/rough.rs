@@ -7,7 +7,7 @@ use std::time::Duration;
 use omni_infra_provider::backends::sim::{Sim, SimClass, Zone};
 use omni_infra_provider::cloud::{
     BootProfile, BoxFuture, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource,
-    ImageStream, Instance, InstanceRef, InstanceSpec, Legacy, Limits, Marked, Replace, Result,
+    ImageStream, Instance, InstanceRef, InstanceSpec, Legacy, Limits, Marked, Replace, Result, UserData,
 };
 use tokio::time::sleep;
 
@@ -141,11 +141,11 @@ impl Cloud for Rough {
         .await
     }
 
-    async fn start_instance(&self, instance: &InstanceRef<Zone>) -> Result<()> {
-        let (sim, instance) = (self.sim.clone(), instance.clone());
+    async fn start_instance(&self, instance: &InstanceRef<Zone>, user_data: &UserData) -> Result<()> {
+        let (sim, instance, user_data) = (self.sim.clone(), instance.clone(), user_data.clone());
         let name = instance.name.clone();
         self.call("start instance", &name, async move {
-            sim.start_instance(&instance).await
+            sim.start_instance(&instance, &user_data).await
         })
         .await
     }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::mark;
+use super::{convert, mark};
 use crate::cloud::Replace;
 
 /// Least memory that Talos boots with, in MiB (Talos: "System requirements").
@@ -60,7 +60,7 @@ pub struct GanetiClass {
     #[serde(default = "default_os")]
     #[schemars(length(min = 1))]
     pub os_type: String,
-    /// Parameters of the OS definition, by name.
+    /// Parameters of the OS definition, by name, beside the one that names boot_image.
     #[serde(default)]
     pub os_params: BTreeMap<String, Parameter>,
     /// Hypervisor. To boot an ISO it has to be kvm.
@@ -71,10 +71,16 @@ pub struct GanetiClass {
     #[serde(default)]
     pub hypervisor_params: BTreeMap<String, Parameter>,
     /// Metal ISO of Talos: a path that every node has, or the URL of a mirror that answers ranges. {schematic} and {version}
-    /// are replaced. Empty: with kvm, the provider serves it itself, where it is told to.
+    /// are replaced. Empty, and no boot_image: with kvm, the provider serves it itself, where it is told to.
     #[serde(default)]
     #[schemars(regex(pattern = "^(/|https?://)?[^\\s]*$"))]
     pub boot_iso: String,
+    /// Raw nocloud image of Talos, in place of an ISO: a path that every node has. {schematic} and {version} are replaced.
+    /// Ganeti copies it to the boot disk, and cuts off without a word what does not fit: disk_size must be larger. The machine
+    /// reads its configuration from the provider, which has to be told to serve it.
+    #[serde(default)]
+    #[schemars(regex(pattern = "^(/[^\\s]*)?$"))]
+    pub boot_image: String,
     /// Node that the machine is made on, in place of an allocator.
     #[serde(default)]
     pub primary_node: String,
@@ -102,7 +108,12 @@ pub struct GanetiClass {
 impl GanetiClass {
     /// Whether its machines boot the ISO that the provider serves.
     pub(super) fn boots_from_provider(&self) -> bool {
-        self.hypervisor == "kvm" && self.boot_iso.is_empty()
+        self.hypervisor == "kvm" && self.boot_iso.is_empty() && self.boot_image.is_empty()
+    }
+
+    /// Whether its machines boot an image of the operator's, and read what the provider serves.
+    pub(super) fn reads_seed(&self) -> bool {
+        !self.boot_image.is_empty()
     }
 }
 
@@ -295,6 +306,24 @@ pub(super) fn validate(class: &GanetiClass) -> Vec<String> {
         class.boot_iso.contains("..") || class.boot_iso.contains(char::is_whitespace),
         "boot_iso must have neither `..` nor blanks.",
     );
+    let image = &class.boot_image;
+    check(
+        !image.is_empty() && class.hypervisor != "kvm",
+        "boot_image is for the hypervisor kvm: another one cannot tell the machine where its configuration is.",
+    );
+    check(
+        !image.is_empty() && !class.boot_iso.is_empty(),
+        "boot_image and boot_iso exclude each other.",
+    );
+    check(
+        !image.is_empty()
+            && (!image.starts_with('/') || image.contains("..") || image.contains(char::is_whitespace)),
+        "boot_image must be a path from the root, with neither `..` nor blanks.",
+    );
+    check(
+        !image.is_empty() && class.os_params.contains_key(convert::OS_IMAGE),
+        "os_params must not name an os-image beside boot_image.",
+    );
     let by_node = !class.primary_node.is_empty();
     check(
         by_node && !class.iallocator.is_empty(),
@@ -424,6 +453,8 @@ mod tests {
     fn what_the_schema_cannot_say_is_checked() {
         assert_eq!(faults(json!({})), [""; 0]);
         assert_eq!(faults(json!({"boot_iso": ""})), [""; 0]);
+        let image = json!({"boot_iso": "", "boot_image": "/srv/{schematic}-{version}.raw"});
+        assert_eq!(faults(image), [""; 0]);
         for (changes, field) in [
             (json!({"node_groups": []}), "node_groups"),
             (json!({"node_groups": ["a/b"]}), "node_groups"),
@@ -441,6 +472,21 @@ mod tests {
             (json!({"boot_iso": "iso/talos.iso"}), "boot_iso"),
             (json!({"boot_iso": "/srv/../etc/shadow"}), "boot_iso"),
             (json!({"hypervisor": "fake"}), "boot_iso"),
+            (json!({"boot_image": "/a"}), "boot_image"),
+            (json!({"boot_iso": "", "boot_image": "a"}), "boot_image"),
+            (json!({"boot_iso": "", "boot_image": "/a b"}), "boot_image"),
+            (
+                json!({"boot_iso": "", "boot_image": "http://mirror/a"}),
+                "boot_image",
+            ),
+            (
+                json!({"boot_iso": "", "boot_image": "/a", "hypervisor": "fake"}),
+                "boot_image",
+            ),
+            (
+                json!({"boot_iso": "", "boot_image": "/a", "os_params": {"os-image": "/b"}}),
+                "os_params",
+            ),
             (
                 json!({"primary_node": "n1", "iallocator": "hail"}),
                 "primary_node",

@@ -18,7 +18,7 @@ use super::KIND;
 use super::failure::Failure;
 use super::tls::{self, Pin};
 use crate::cloud::{CloudError, ErrorKind};
-use crate::media::Shelf;
+use crate::media::Media;
 use crate::net;
 use crate::secret::Secret;
 
@@ -51,8 +51,8 @@ pub struct Settings {
     pub password: Secret,
     /// How the certificate is judged.
     pub trust: Trust,
-    /// Where the ISOs are that the provider serves itself. `None`: it serves none.
-    pub media: Option<Shelf>,
+    /// What the provider serves to nodes and machines itself. `None`: nothing.
+    pub media: Option<Media>,
 }
 
 /// A client of one cluster.

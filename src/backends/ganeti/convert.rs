@@ -13,10 +13,14 @@ use crate::cloud::{ImageRef, Instance, InstanceSpec, InstanceState, Timestamp};
 /// Longest instance name: KVM's control sockets, `/var/run/ganeti/kvm-hypervisor/ctrl/<name>.monitor`, have to fit into the 107
 /// bytes of a socket's address.
 pub(super) const MAX_NAME: usize = 60;
-/// Ganeti sees no user data; this bounds what is kept until the machine has fetched it.
+/// Ganeti sees no user data; this bounds what is kept until the machine has read it.
 pub(super) const MAX_USER_DATA: usize = 256 * 1024;
 /// The hypervisor parameter of the CD.
 pub(super) const CDROM: &str = "cdrom_image_path";
+/// The hypervisor parameter of more words for QEMU's command line.
+const EXTRA: &str = "kvm_extra";
+/// The OS parameter of a raw image that Ganeti itself copies to the first disk.
+pub(super) const OS_IMAGE: &str = "os-image";
 /// What the ID of a creation in flight begins with: there is no instance yet, and so no UUID.
 const JOB: &str = "job-";
 
@@ -54,6 +58,12 @@ impl Theirs {
     pub(super) fn cdrom(&self) -> &str {
         let path = self.custom_hvparams.get(CDROM).and_then(Value::as_str);
         path.unwrap_or_default()
+    }
+
+    /// More words for QEMU's command line, empty where it has none. They hold the address of its seed, where it has one.
+    pub(super) fn extra(&self) -> &str {
+        let words = self.custom_hvparams.get(EXTRA).and_then(Value::as_str);
+        words.unwrap_or_default()
     }
 
     /// In our words.
@@ -140,8 +150,16 @@ pub(super) fn named_iso(spec: &InstanceSpec<Group, GanetiClass>) -> String {
     expand(&spec.class.boot_iso, &spec.image)
 }
 
-/// The body of a creation: stopped, without questions to DNS, with our tags and comment, and with an ISO if there is one.
-pub(super) fn create(spec: &InstanceSpec<Group, GanetiClass>, iso: &str) -> Value {
+/// What a machine boots.
+pub(super) enum Boot {
+    /// An ISO of this path or address; none where it is empty.
+    Iso(String),
+    /// The image that its class names, with a seed at this address.
+    Image { seed: String },
+}
+
+/// The body of a creation: stopped, without questions to DNS, with our tags and comment.
+pub(super) fn create(spec: &InstanceSpec<Group, GanetiClass>, boot: &Boot) -> Value {
     let class = &spec.class;
     let owner = Owner::of(&spec.instance);
     let mut tags = owner.tags();
@@ -185,13 +203,24 @@ pub(super) fn create(spec: &InstanceSpec<Group, GanetiClass>, iso: &str) -> Valu
             set("snode", json!(class.secondary_node));
         }
     }
-    let os_params = parameters(&class.os_params);
+    let mut os_params = parameters(&class.os_params);
+    if let Boot::Image { .. } = boot {
+        os_params.insert(OS_IMAGE.to_owned(), json!(expand(&class.boot_image, &spec.image)));
+    }
     if !os_params.is_empty() {
         set("osparams", Value::Object(os_params));
     }
-    let mut hypervisor_params = booting(iso);
+    let mut hypervisor_params = match boot {
+        Boot::Iso(iso) => booting_iso(iso),
+        Boot::Image { .. } => booting_disk(),
+    };
     // What the operator says goes first: a cluster may need it so.
     hypervisor_params.extend(parameters(&class.hypervisor_params));
+    if let Boot::Image { seed } = boot {
+        let theirs = hypervisor_params.get(EXTRA).and_then(Value::as_str);
+        let words = [theirs.unwrap_or_default().trim(), &smbios(seed)].join(" ");
+        hypervisor_params.insert(EXTRA.to_owned(), json!(words.trim()));
+    }
     if !hypervisor_params.is_empty() {
         set("hvparams", Value::Object(hypervisor_params));
     }
@@ -246,17 +275,41 @@ fn parameters(given: &BTreeMap<String, Parameter>) -> Map<String, Value> {
         .collect()
 }
 
+/// The hypervisor parameters that boot the disk as it is.
+fn booting_disk() -> Map<String, Value> {
+    // The default boots a kernel of the node.
+    let params = [("kernel_path", ""), ("boot_order", "disk")];
+    params
+        .map(|(name, value)| (name.to_owned(), json!(value)))
+        .into_iter()
+        .collect()
+}
+
+/// The words for QEMU that tell a machine where its seed is: Talos reads the serial number of its SMBIOS (`nocloud.acquireConfig`,
+/// which wants `nocloud-net`). Ganeti 3.0 splits them at blanks, 3.1 as a shell would, but neither gives them to a shell: the
+/// semicolon needs no quotes and may have none. QEMU wants a comma twice.
+fn smbios(seed: &str) -> String {
+    let mut url = String::new();
+    for letter in seed.chars() {
+        match letter {
+            ',' => url.push_str(",,"),
+            // Talos would end the address there; a shell's splitting would take the others away.
+            ';' | '\'' | '"' | '\\' => url.extend(url::form_urlencoded::byte_serialize(&[letter as u8])),
+            letter => url.push(letter),
+        }
+    }
+    format!("-smbios type=1,serial=ds=nocloud-net;s={url}")
+}
+
 /// The hypervisor parameters that boot an ISO, if there is one.
-fn booting(iso: &str) -> Map<String, Value> {
+fn booting_iso(iso: &str) -> Map<String, Value> {
     let mut params = Map::new();
     if iso.is_empty() {
         return params;
     }
+    // A blank disk falls through to the CD; an installed one wins, so nothing has to be changed later.
+    params.extend(booting_disk());
     for (name, value) in [
-        // The default boots a kernel of the node.
-        ("kernel_path", ""),
-        // A blank disk falls through to the CD; an installed one wins, so nothing has to be changed later.
-        ("boot_order", "disk"),
         (CDROM, iso),
         // Otherwise it follows the disks, and is one to the guest.
         ("cdrom_disk_type", "ide"),
@@ -367,7 +420,31 @@ mod tests {
                 "vhost_net": true
               }
             }"#]]
-        .assert_eq(&format!("{:#}", create(&spec, &named_iso(&spec))));
+        .assert_eq(&format!("{:#}", create(&spec, &Boot::Iso(named_iso(&spec)))));
+    }
+
+    #[test]
+    fn an_image_is_copied_and_its_machine_told_where_its_seed_is() {
+        let spec = spec(
+            "disk_template: plain\nnics: [{}]\nboot_image: '/srv/{schematic}-{version}.raw'\nos_params: {a: b}\n\
+             hypervisor_params: {kvm_extra: '-smbios type=1,manufacturer=Us', boot_order: disk}",
+        );
+        let seed = "http://10.0.0.1:8080/a,b;c'd/seed-0/".to_owned();
+        let body = create(&spec, &Boot::Image { seed });
+        assert_eq!(body["os_type"], "noop");
+        assert_eq!(
+            body["osparams"],
+            json!({"a": "b", "os-image": "/srv/abc-1.12.0.raw"})
+        );
+        assert_eq!(
+            body["hvparams"],
+            json!({
+                "kernel_path": "",
+                "boot_order": "disk",
+                "kvm_extra": "-smbios type=1,manufacturer=Us \
+                              -smbios type=1,serial=ds=nocloud-net;s=http://10.0.0.1:8080/a,,b%3Bc%27d/seed-0/",
+            })
+        );
     }
 
     #[test]
@@ -376,7 +453,7 @@ mod tests {
             "disk_template: ext\ndisk_provider: san\nnics: [{}]\nhypervisor: xen-hvm\n\
              primary_node: n1\nsecondary_node: n2\n",
         );
-        let body = create(&spec, &named_iso(&spec));
+        let body = create(&spec, &Boot::Iso(named_iso(&spec)));
         assert_eq!((&body["pnode"], &body["snode"]), (&json!("n1"), &json!("n2")));
         assert_eq!(
             (&body["group_name"], &body["iallocator"]),

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::KIND;
 use crate::cloud::{CloudError, ErrorKind};
+use crate::media::seed;
 
 /// How long the cluster is left alone when its job queue is full.
 const QUEUE_FULL: Duration = Duration::from_secs(10);
@@ -88,7 +89,7 @@ impl Failure {
     pub(super) fn of_status(status: StatusCode, body: Option<&Value>) -> Self {
         let message = body
             .and_then(|body| body.get("message")?.as_str())
-            .map(unescape)
+            .map(|message| seed::hide(&unescape(message)))
             .unwrap_or_default();
         let http = status.as_u16();
         let with = |kind, words: String| Self::new(kind, words);
@@ -151,7 +152,8 @@ impl Failure {
         let advice = advice(text)
             .map(|advice| format!(" ({advice})"))
             .unwrap_or_default();
-        let text = text.replace('\n', " ");
+        // It may quote the whole command line of a guest.
+        let text = seed::hide(&text.replace('\n', " "));
         Self::new(kind, format!("job {id}: {text}{advice}"))
     }
 }

@@ -3,8 +3,11 @@
 //! *Guarantees.* Nothing is known from our own submissions alone: a job is met again by the instance that it touches, and by the
 //! mark in its comment. All who ask at the same time share one question to the cluster. The error of a finished job is told once,
 //! to whoever wants to do the same again.
+//!
+//! *Cost.* A look reads what is open, and what failed since the look before: however many failures the cluster keeps, they are read
+//! once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
@@ -15,8 +18,10 @@ use crate::cloud::Shared;
 
 const FIELDS: [&str; 6] = ["id", "ops", "opstatus", "opresult", "start_ts", "end_ts"];
 
-/// From this many remembered failures on, those are forgotten that the cluster has archived.
-const TOLD: usize = 10_000;
+/// Most failures that nobody has asked for yet; the oldest go first. Those of others are never asked for.
+const UNTOLD: usize = 1000;
+/// IDs are given in order, but a job may show later than the next one: so many below the newest are read again.
+const SLACK: u64 = 50;
 
 /// What a step of a job does to its instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +81,7 @@ impl Work {
     }
 }
 
-/// Everything that is open, and what failed and is not archived yet.
+/// Everything that is open, and some of what has failed.
 pub(super) type Works = Arc<Vec<Work>>;
 
 /// The open step that touches an instance.
@@ -102,23 +107,25 @@ pub(super) fn creation_of<'a>(works: &'a [Work], name: &str, ctime: f64) -> Opti
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     open: Shared<Vec<Work>>,
-    told: Mutex<Told>,
+    failures: Mutex<Failures>,
 }
 
+/// What has failed, as far as anybody may still ask for it.
 #[derive(Debug, Default)]
-struct Told {
-    /// Whether a first look was made: what had failed before it was told by the process before us, or to nobody who still waits.
-    begun: bool,
-    jobs: HashSet<u64>,
+struct Failures {
+    /// Every job below has ended, and was seen. `None` before the first look: what had failed before it was told by the process
+    /// before us, or to nobody who still waits.
+    floor: Option<u64>,
+    /// Failed jobs from there on that were seen.
+    seen: BTreeSet<u64>,
+    untold: VecDeque<Work>,
 }
 
 impl Jobs {
     /// The queue, as a question that begins no earlier than this call shows it.
     pub(super) async fn now(&self, client: &Client) -> Result<Works, Failure> {
         let question = async {
-            let rows = client
-                .query("job", &FIELDS, json!(["!=", "status", "success"]))
-                .await?;
+            let rows = client.query("job", &FIELDS, self.filter()).await?;
             let works: Vec<Work> = rows.iter().flat_map(|row| read(row)).collect();
             self.note(&works);
             Ok(works)
@@ -138,32 +145,62 @@ impl Jobs {
         Ok(rows.iter().flat_map(|row| read(row)).collect())
     }
 
-    fn note(&self, works: &[Work]) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = || works.iter().filter(|work| work.status == Status::Failed);
-        if !told.begun {
-            told.begun = true;
-            told.jobs.extend(failed().map(|work| work.job));
-        } else if told.jobs.len() > TOLD {
-            let there: HashSet<u64> = failed().map(|work| work.job).collect();
-            told.jobs.retain(|job| there.contains(job));
+    fn filter(&self) -> Value {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let unsuccessful = json!(["!=", "status", "success"]);
+        match failures.floor {
+            None => unsuccessful,
+            // A word of a newer Ganeti's is open as well.
+            Some(floor) => json!([
+                "&",
+                unsuccessful,
+                [
+                    "|",
+                    [">=", "id", floor],
+                    ["&", ["!=", "status", "error"], ["!=", "status", "canceled"]]
+                ]
+            ]),
         }
     }
 
+    fn note(&self, works: &[Work]) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let floor = failures.floor;
+        let mut new = BTreeSet::new();
+        for work in works.iter().filter(|work| work.status == Status::Failed) {
+            if floor.is_some_and(|floor| work.job < floor) || failures.seen.contains(&work.job) {
+                continue;
+            }
+            new.insert(work.job);
+            if floor.is_some() {
+                failures.untold.push_back(work.clone());
+            }
+        }
+        while failures.untold.len() > UNTOLD {
+            failures.untold.pop_front();
+        }
+        let open = works.iter().filter(|work| work.is_open());
+        let lowest = open.map(|work| work.job).min();
+        let newest = works.iter().map(|work| work.job + 1).max();
+        let next = lowest.or(newest).unwrap_or_default().saturating_sub(SLACK);
+        let next = next.max(floor.unwrap_or_default());
+        failures.floor = Some(next);
+        failures.seen.append(&mut new);
+        failures.seen = failures.seen.split_off(&next);
+    }
+
     /// The newest failure of this kind of work on an instance that nobody was told of yet. Older ones count as told with it.
-    pub(super) fn tell<'a>(
-        &self,
-        works: &'a [Work],
-        kind: Kind,
-        name: &str,
-        ours: impl Fn(&Work) -> bool,
-    ) -> Option<&'a Work> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        works
+    pub(super) fn tell(&self, kind: Kind, name: &str, ours: impl Fn(&Work) -> bool) -> Option<Work> {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_meant = |work: &Work| work.kind == kind && work.instance == name && ours(work);
+        let newest = failures
+            .untold
             .iter()
-            .filter(|work| work.status == Status::Failed && work.kind == kind && work.instance == name)
-            .filter(|work| ours(work) && told.jobs.insert(work.job))
+            .filter(|work| is_meant(work))
             .max_by_key(|work| work.job)
+            .cloned();
+        failures.untold.retain(|work| !is_meant(work));
+        newest
     }
 }
 
@@ -292,10 +329,61 @@ mod tests {
             row(4, "OP_INSTANCE_STARTUP", "error", (5, 6)),
         ]);
         jobs.note(&later);
-        let tell = |kind, ours: bool| jobs.tell(&later, kind, "web", |_| ours).map(|work| work.job);
+        let tell = |kind, ours: bool| jobs.tell(kind, "web", |_| ours).map(|work| work.job);
         assert_eq!(tell(Kind::Create, false), None);
         assert_eq!(tell(Kind::Create, true), Some(3));
         assert_eq!(tell(Kind::Create, true), None);
         assert_eq!(tell(Kind::Start, true), Some(4));
+    }
+
+    #[test]
+    fn an_old_failure_is_read_once_and_no_later_one_is_missed() {
+        let jobs = Jobs::default();
+        let filter = || jobs.filter().to_string();
+        assert_eq!(filter(), r#"["!=","status","success"]"#);
+        jobs.note(&works(&[
+            row(1, "OP_INSTANCE_CREATE", "error", (1, 2)),
+            row(300, "OP_INSTANCE_CREATE", "running", (1, 0)),
+            row(400, "OP_INSTANCE_CREATE", "error", (1, 2)),
+        ]));
+        // The one that runs may still fail.
+        assert!(filter().contains(r#"[">=","id",250]"#), "{}", filter());
+        let look = works(&[
+            row(300, "OP_INSTANCE_CREATE", "error", (1, 9)),
+            row(400, "OP_INSTANCE_CREATE", "error", (1, 2)),
+            row(402, "OP_INSTANCE_REMOVE", "error", (8, 9)),
+        ]);
+        for _ in 0..2 {
+            jobs.note(&look);
+            assert!(filter().contains(r#"[">=","id",353]"#), "{}", filter());
+        }
+        // It shows later than the next one.
+        jobs.note(&works(&[
+            row(401, "OP_INSTANCE_STARTUP", "error", (8, 9)),
+            row(402, "OP_INSTANCE_REMOVE", "error", (8, 9)),
+        ]));
+        let tell = |kind| jobs.tell(kind, "web", |_| true).map(|work| work.job);
+        assert_eq!(tell(Kind::Create), Some(300));
+        assert_eq!(tell(Kind::Start), Some(401));
+        assert_eq!(tell(Kind::Remove), Some(402));
+        // Nothing of the queue is left to read; nothing is told twice.
+        jobs.note(&[]);
+        jobs.note(&look);
+        assert!(filter().contains(r#"[">=","id",353]"#), "{}", filter());
+        assert_eq!([Kind::Create, Kind::Start, Kind::Remove].map(tell), [None; 3]);
+    }
+
+    #[test]
+    fn failures_of_others_do_not_pile_up() {
+        let jobs = Jobs::default();
+        jobs.note(&[]);
+        for id in 0..5000 {
+            jobs.note(&works(&[row(id, "OP_INSTANCE_CREATE", "error", (1, 2))]));
+        }
+        let failures = jobs.failures.lock().unwrap();
+        assert!(
+            failures.untold.len() <= UNTOLD && failures.seen.len() <= 51,
+            "{failures:?}"
+        );
     }
 }

@@ -23,9 +23,9 @@ use serde_json::{Value, json};
 
 use crate::cloud::{
     BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Marked, Replace, Result, Scope,
+    InstanceRef, InstanceSpec, InstanceState, Legacy, Limits, Marked, Replace, Result, Scope, UserData,
 };
-use crate::media::Shelf;
+use crate::media::{Media, Seed, Seeds, Shelf};
 use crate::secret::Secret;
 
 mod class;
@@ -41,7 +41,7 @@ pub use client::{Settings, Trust};
 pub use tls::Pin;
 
 use client::Client;
-use convert::Theirs;
+use convert::{Boot, Theirs};
 use failure::Failure;
 use jobs::{Jobs, Kind, Status, Work, Works};
 use mark::Owner;
@@ -69,8 +69,8 @@ impl Scope for Group {}
 pub struct Ganeti {
     client: Client,
     jobs: Jobs,
-    /// Where the ISOs are that the provider serves, if it serves any.
-    media: Option<Shelf>,
+    /// What the provider serves, if it serves anything.
+    media: Option<Media>,
     /// UUIDs of instances whose creation is known to have ended well, which nothing can change any more.
     whole: Mutex<HashSet<String>>,
 }
@@ -220,11 +220,54 @@ impl Ganeti {
     }
 
     /// Where the ISOs are that the provider serves.
-    fn media(&self, verb: &'static str) -> Result<&Shelf> {
+    fn shelf(&self, verb: &'static str) -> Result<&Shelf> {
         let what = "the machine class has no boot_iso, and the provider serves no ISO itself: set boot_iso in the class, \
                     or `address` in [ganeti.media] of the provider's settings";
         let missing = || CloudError::new(KIND, verb, ErrorKind::Rejected, what);
-        self.media.as_ref().ok_or_else(missing)
+        Ok(&self.media.as_ref().ok_or_else(missing)?.shelf)
+    }
+
+    /// Where the seeds are that the provider serves.
+    fn seeds(&self, verb: &'static str) -> Result<&Seeds> {
+        let what = "a machine with a boot_image reads its configuration from the provider, which serves none: set `address` \
+                    in [ganeti.media] of the provider's settings";
+        let missing = || CloudError::new(KIND, verb, ErrorKind::Rejected, what);
+        Ok(&self.media.as_ref().ok_or_else(missing)?.seeds)
+    }
+
+    /// What a machine boots.
+    fn boot_of(&self, verb: &'static str, spec: &InstanceSpec<Group, GanetiClass>) -> Result<Boot> {
+        Ok(if spec.class.reads_seed() {
+            Boot::Image {
+                seed: self.seeds(verb)?.address(),
+            }
+        } else if spec.class.boots_from_provider() {
+            Boot::Iso(self.shelf(verb)?.address(&spec.image.id))
+        } else {
+            Boot::Iso(convert::named_iso(spec))
+        })
+    }
+
+    /// Brings what a machine reads while it boots, before it is started. What is there already, or is not ours to bring, stays.
+    async fn bring(&self, verb: &'static str, theirs: &Theirs, user_data: &UserData) -> Result<()> {
+        let Some(media) = &self.media else {
+            return Ok(());
+        };
+        if media.shelf.misses(theirs.cdrom()).await? {
+            let what = format!(
+                "instance {:?}: the ISO that it boots is no longer in the media folder; it is fetched again if it is still \
+                 that of the machine class, and else the machine has to be removed",
+                theirs.name
+            );
+            return Err(busy(verb, what));
+        }
+        let seed = Seed {
+            instance_id: &theirs.uuid,
+            hostname: &theirs.name,
+            user_data: &user_data.0,
+        };
+        media.seeds.put(theirs.extra(), seed).await?;
+        Ok(())
     }
 
     /// Takes the CD out once the job that starts the instance has succeeded. What runs keeps it; the next start is without it, and
@@ -286,8 +329,8 @@ impl Cloud for Ganeti {
 
     fn boot(class: &GanetiClass) -> BootProfile {
         BootProfile {
-            // What reads its kernel's arguments alone: Ganeti has no user data.
-            platform: "metal",
+            // The second reads its kernel's arguments alone: Ganeti has no user data.
+            platform: if class.reads_seed() { "nocloud" } else { "metal" },
             // Ganeti's KVM knows the PC machine alone.
             arch: "amd64",
             // Otherwise the ISO is where the class says.
@@ -326,14 +369,14 @@ impl Cloud for Ganeti {
     /// No call: it is about the ISOs that the provider serves. RAPI cannot tell what a node has; the start says it.
     async fn find_image(&self, _: &Group, key: &ImageKey) -> Result<Option<ImageRef>> {
         let image = key.reference();
-        let there = self.media("find image")?.has(&image.id).await?;
+        let there = self.shelf("find image")?.has(&image.id).await?;
         Ok(there.then_some(image))
     }
 
     /// No call to the cluster: it fetches the ISO later.
     async fn import_image(&self, _: &Group, key: &ImageKey, source: &dyn ImageSource) -> Result<ImageRef> {
         let image = key.reference();
-        self.media("import image")?.put(&image.id, source).await?;
+        self.shelf("import image")?.put(&image.id, source).await?;
         Ok(image)
     }
 
@@ -394,19 +437,15 @@ impl Cloud for Ganeti {
         }
         let ended = self
             .jobs
-            .tell(&works, Kind::Create, &instance.name, |work| makes(work, instance));
+            .tell(Kind::Create, &instance.name, |work| makes(work, instance));
         // A name that was taken then is free now.
         if let Some(failure) = ended
-            .map(Work::failure)
+            .map(|work| work.failure())
             .filter(|failure| failure.kind != Some(ErrorKind::Foreign))
         {
             return Err(fault(failure));
         }
-        let iso = match spec.class.boots_from_provider() {
-            true => self.media(VERB)?.address(&spec.image.id),
-            false => convert::named_iso(spec),
-        };
-        let body = convert::create(spec, &iso);
+        let body = convert::create(spec, &self.boot_of(VERB, spec)?);
         self.client
             .submit(Method::POST, "/2/instances", Some(&body))
             .await
@@ -415,7 +454,7 @@ impl Cloud for Ganeti {
     }
 
     /// Three calls, one of them shared; one more where the provider serves what it boots.
-    async fn start_instance(&self, instance: &InstanceRef<Group>) -> Result<()> {
+    async fn start_instance(&self, instance: &InstanceRef<Group>, user_data: &UserData) -> Result<()> {
         const VERB: &str = "start instance";
         let fault = |failure: Failure| failure.error(VERB, show(instance));
         let Look { works, theirs } = self.look(&instance.name).await.map_err(fault)?;
@@ -439,20 +478,11 @@ impl Cloud for Ganeti {
         let since = theirs.ctime;
         let ended = self
             .jobs
-            .tell(&works, Kind::Start, &instance.name, |work| work.is_after(since));
+            .tell(Kind::Start, &instance.name, |work| work.is_after(since));
         if let Some(work) = ended {
             return Err(fault(work.failure()));
         }
-        if let Some(media) = &self.media
-            && media.misses(theirs.cdrom()).await?
-        {
-            let what = format!(
-                "{}: the ISO that it boots is no longer in the media folder; it is fetched again if it is still that of \
-                 the machine class, and else the machine has to be removed",
-                show(instance)
-            );
-            return Err(busy(VERB, what));
-        }
+        self.bring(VERB, &theirs, user_data).await?;
         // By name: jobs know no UUIDs here. It was compared just now.
         let path = format!("/2/instances/{}/startup", theirs.name);
         let started = self.client.submit(Method::PUT, &path, None);
@@ -460,7 +490,7 @@ impl Cloud for Ganeti {
         if self
             .media
             .as_ref()
-            .is_some_and(|media| media.is_ours(theirs.cdrom()))
+            .is_some_and(|media| media.shelf.is_ours(theirs.cdrom()))
         {
             self.detach(&theirs, job).await.map_err(fault)?;
         }
@@ -498,13 +528,16 @@ impl Cloud for Ganeti {
                 }
             }
         }
+        if let Some(media) = &self.media {
+            media.seeds.remove(theirs.extra()).await?;
+        }
         if jobs::open_of(&works, Kind::Remove, &instance.name).is_some() {
             return Ok(());
         }
         let since = theirs.ctime;
         let ended = self
             .jobs
-            .tell(&works, Kind::Remove, &instance.name, |work| work.is_after(since));
+            .tell(Kind::Remove, &instance.name, |work| work.is_after(since));
         if let Some(work) = ended {
             return Err(fault(work.failure()));
         }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::cloud::{
     BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, Legacy, Limits, Mark, Marked, Replace, Result, Scope, Shared,
+    InstanceRef, InstanceSpec, Legacy, Limits, Mark, Marked, Replace, Result, Scope, Shared, UserData,
 };
 use crate::secret::Secret;
 
@@ -518,8 +518,8 @@ impl Cloud for Oxide {
         }
     }
 
-    /// One call.
-    async fn start_instance(&self, instance: &InstanceRef<Project>) -> Result<()> {
+    /// One call. It has its user data from the creation.
+    async fn start_instance(&self, instance: &InstanceRef<Project>, _: &UserData) -> Result<()> {
         const VERB: &str = "start instance";
         let id = match &instance.id {
             Some(id) => parse_id(VERB, id)?,

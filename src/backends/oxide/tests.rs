@@ -307,7 +307,10 @@ async fn a_machine_goes_up_and_down_in_few_calls() {
     note(&mut world, "create");
     let stopped = world.until(&web, InstanceState::Stopped).await;
     world.calls();
-    oxide.start_instance(&stopped).await.unwrap();
+    oxide
+        .start_instance(&stopped, &UserData(Vec::new()))
+        .await
+        .unwrap();
     note(&mut world, "start");
     world.until(&web, InstanceState::Running).await;
     world.calls();
@@ -355,8 +358,16 @@ async fn what_is_created_is_found_with_its_ids_mark_and_user_data() {
         world.api.user_data(PROJECT, "web"),
         Some(spec.user_data.0.clone())
     );
-    world.oxide.start_instance(&stopped).await.unwrap();
-    world.oxide.start_instance(&stopped).await.unwrap();
+    world
+        .oxide
+        .start_instance(&stopped, &UserData(Vec::new()))
+        .await
+        .unwrap();
+    world
+        .oxide
+        .start_instance(&stopped, &UserData(Vec::new()))
+        .await
+        .unwrap();
     world.until(&spec.instance, InstanceState::Running).await;
     assert!(world.ours(&spec.instance).await.started.is_some());
     // Once more: one instance.
@@ -415,7 +426,11 @@ async fn every_machine_goes_whatever_it_does() {
             if state != "creating" {
                 let stopped = world.until(&spec.instance, InstanceState::Stopped).await;
                 if state != "stopped" {
-                    world.oxide.start_instance(&stopped).await.unwrap();
+                    world
+                        .oxide
+                        .start_instance(&stopped, &UserData(Vec::new()))
+                        .await
+                        .unwrap();
                 }
             }
             match state {
@@ -454,7 +469,11 @@ async fn deletions_alone_reach_nothing_and_repeat() {
     let spec = world.spec("web").await;
     world.oxide.create_instance(&spec).await.unwrap();
     let web = world.until(&spec.instance, InstanceState::Stopped).await;
-    world.oxide.start_instance(&web).await.unwrap();
+    world
+        .oxide
+        .start_instance(&web, &UserData(Vec::new()))
+        .await
+        .unwrap();
     world.until(&spec.instance, InstanceState::Running).await;
     for _ in 0..100 {
         if let Err(error) = world.oxide.delete_instance(&web).await {
@@ -509,7 +528,7 @@ async fn a_strangers_things_are_never_touched() {
         assert_eq!(error.kind, ErrorKind::Foreign, "{error}");
         let error = world
             .oxide
-            .start_instance(&spec.instance)
+            .start_instance(&spec.instance, &UserData(Vec::new()))
             .await
             .expect_err("not ours");
         assert_eq!(error.kind, ErrorKind::Foreign, "{error}");
@@ -800,14 +819,22 @@ async fn a_start_that_cannot_be_placed_says_why() {
     world.oxide.create_instance(&spec).await.unwrap();
     let web = world.until(&spec.instance, InstanceState::Stopped).await;
     world.api.set_limits(|limits| limits.vcpus = 0);
-    let error = world.oxide.start_instance(&web).await.expect_err("no quota");
+    let error = world
+        .oxide
+        .start_instance(&web, &UserData(Vec::new()))
+        .await
+        .expect_err("no quota");
     assert_eq!(error.kind, ErrorKind::Exhausted);
     assert!(error.to_string().contains("quota"), "{error}");
     world.api.set_limits(|limits| {
         limits.vcpus = 100;
         limits.sleds.clear();
     });
-    let error = world.oxide.start_instance(&web).await.expect_err("no sled");
+    let error = world
+        .oxide
+        .start_instance(&web, &UserData(Vec::new()))
+        .await
+        .expect_err("no sled");
     assert_eq!(error.kind, ErrorKind::Exhausted);
     assert!(error.to_string().contains("capacity"), "{error}");
     world.api.set_limits(|limits| limits.storage = 0);
@@ -829,7 +856,11 @@ async fn the_end_of_a_console_is_read_while_the_machine_runs() {
     world.oxide.create_instance(&spec).await.unwrap();
     let stopped = world.until(&spec.instance, InstanceState::Stopped).await;
     assert_eq!(world.oxide.read_console(&stopped).await.unwrap(), None);
-    world.oxide.start_instance(&stopped).await.unwrap();
+    world
+        .oxide
+        .start_instance(&stopped, &UserData(Vec::new()))
+        .await
+        .unwrap();
     let running = world.until(&spec.instance, InstanceState::Running).await;
     world.api.write_console(PROJECT, "web", &"early\n".repeat(4000));
     world

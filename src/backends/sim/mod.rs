@@ -620,7 +620,7 @@ impl Cloud for Sim {
         .await
     }
 
-    async fn start_instance(&self, instance: &InstanceRef<Zone>) -> Result<()> {
+    async fn start_instance(&self, instance: &InstanceRef<Zone>, _: &UserData) -> Result<()> {
         let start = self.pace.start;
         self.call("start instance", &instance.name, |world, now| {
             let on_event = world.on_event.clone();
