@@ -39,6 +39,9 @@ pub async fn serve(media: Media, listener: TcpListener) -> std::io::Result<()> {
     if let Ok(address) = listener.local_addr() {
         info!(%address, "serving boot media");
     }
+    if let Err(error) = media.shelf.prepare().await {
+        warn!(%error, "boot media cannot be served");
+    }
     let router = Router::new().fallback(answer).with_state(media.clone());
     let service = router.into_make_service_with_connect_info::<Peer>();
     tokio::select! {

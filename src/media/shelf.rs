@@ -54,6 +54,12 @@ impl Shelf {
         }
     }
 
+    /// Makes the folder, so that one that cannot be made is known before anybody needs it.
+    pub(super) async fn prepare(&self) -> Result<()> {
+        let made = self.folder.make().await;
+        made.map_err(|error| self.folder.fault("keep boot media", &error))
+    }
+
     /// The address of an image's medium, whether it is there or not. A secret.
     #[must_use]
     pub fn address(&self, image: &str) -> String {
