@@ -5,8 +5,8 @@
 //!
 //! *Single use.* Talos reads its user data twice in one boot, for its configuration and for its network, and again at each boot
 //! until it is installed (`AcquireController`, `PlatformConfigController`, `nocloud.acquireConfig`). So a seed is for one machine and
-//! not for one reading: the first address that reads the user data has it, for an [hour](AFTERWARDS); others are told that there is
-//! none. What nobody reads goes after a [day](UNREAD).
+//! not for one reading: the first address that reads the user data has it, for an hour (`AFTERWARDS`); others are told that there is
+//! none. What nobody reads goes after a day (`UNREAD`).
 //!
 //! *Afterwards.* An installed machine asks again at each boot, and takes no answer for a fault: without meta-data it would try for
 //! three minutes, and so it is told that there is none to be had (204, `download.download`), for any name. User data that are not
