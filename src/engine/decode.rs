@@ -11,7 +11,7 @@
 use std::io::{self, BufRead, Read};
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::{future, mem, thread};
 
 use bytes::{Buf as _, Bytes};
@@ -136,7 +136,6 @@ impl Decoder {
         let incoming = Arc::new(Incoming(Mutex::new(Queue {
             pieces: queue,
             first: None,
-            ended: false,
         })));
         let body = Body {
             incoming: Arc::clone(&incoming),
@@ -232,7 +231,6 @@ struct Queue {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     /// Taken from the queue already, by whoever waited for it.
     first: Option<io::Result<Bytes>>,
-    ended: bool,
 }
 
 impl Incoming {
@@ -243,12 +241,8 @@ impl Incoming {
     /// Ready once there is a piece, or will never be one.
     fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut queue = self.lock();
-        if queue.first.is_none() && !queue.ended {
-            match queue.pieces.poll_recv(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(piece)) => queue.first = Some(piece),
-                Poll::Ready(None) => queue.ended = true,
-            }
+        if queue.first.is_none() {
+            queue.first = ready!(queue.pieces.poll_recv(context));
         }
         Poll::Ready(())
     }

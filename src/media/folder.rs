@@ -11,6 +11,17 @@ use crate::cloud::{CloudError, ErrorKind};
 /// Who failed, in errors: no cloud, but shown in the same place.
 const WHO: &str = "the media folder";
 
+/// Hexadecimal digits of a file's name.
+pub(super) const DIGITS: usize = 64;
+
+/// Whether it is digits as the names of files have them.
+pub(super) fn are_digits(text: &str) -> bool {
+    text.len() == DIGITS
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
 #[derive(Debug)]
 pub(super) struct Folder(pub(super) PathBuf);
 

@@ -28,7 +28,7 @@ use tokio::fs;
 use tokio::io::AsyncWriteExt;
 use tracing::{info, warn};
 
-use super::folder::Folder;
+use super::folder::{DIGITS, Folder, are_digits};
 use crate::cloud::Result;
 
 /// How long a seed stays that nobody reads: a machine boots within minutes of its start, and its node may be down for a while.
@@ -39,8 +39,6 @@ const AFTERWARDS: Duration = Duration::from_secs(3600);
 const WRITING: Duration = Duration::from_secs(600);
 /// What every name begins with. With this it is found in foreign texts.
 const PREFIX: &str = "seed-";
-/// Hexadecimal digits of a name.
-const DIGITS: usize = 64;
 const WHOLE: &str = "seed";
 const PART: &str = "seed-part";
 
@@ -263,12 +261,7 @@ fn find(text: &str) -> Option<&str> {
 }
 
 fn is_name(text: &str) -> bool {
-    let digits = text.strip_prefix(PREFIX).filter(|digits| digits.len() == DIGITS);
-    digits.is_some_and(|digits| {
-        digits
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    })
+    text.strip_prefix(PREFIX).is_some_and(are_digits)
 }
 
 fn since_epoch(time: SystemTime) -> u64 {

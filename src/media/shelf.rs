@@ -17,7 +17,7 @@ use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
 use tracing::info;
 
-use super::folder::Folder;
+use super::folder::{Folder, are_digits};
 use crate::cloud::{ImageSource, Result};
 use crate::secret::Secret;
 
@@ -155,7 +155,7 @@ impl Shelf {
             let is_ours = path
                 .file_stem()
                 .and_then(|stem| stem.to_str())
-                .is_some_and(is_name);
+                .is_some_and(are_digits);
             let goes = match path.extension().and_then(|end| end.to_str()) {
                 Some(PART) => true,
                 Some(WHOLE) => {
@@ -180,15 +180,8 @@ fn name(image: &str) -> String {
     name.expose().to_owned()
 }
 
-fn is_name(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-}
-
 /// The name in the path of an address.
 fn name_in(path: &str) -> Option<&str> {
     let name = path.strip_prefix('/')?.strip_suffix(FILE)?.strip_suffix('/')?;
-    is_name(name).then_some(name)
+    are_digits(name).then_some(name)
 }
