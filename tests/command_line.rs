@@ -319,7 +319,7 @@ async fn orphans_are_listed_with_their_reasons_and_given_back() {
         let omni = sandbox.omni.as_ref().unwrap();
         let registered = omni.until(|omni| omni.get::<InfraProviderStatuses>("oxide", "oxide"));
         let registration = registered.await;
-        let installation = &registration.metadata.annotations[ANNOTATION_INSTALLATION];
+        let installation = &registration.metadata.annotations[&ANNOTATION_INSTALLATION.to_owned()];
         daemon.kill().await.unwrap();
         let (code, out, errors) = run_beside(&["orphans"], environment).await;
         assert_eq!((code, out.as_str()), (Some(0), ""));

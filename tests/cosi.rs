@@ -4,7 +4,6 @@
 //! What is not COSI's but Omni's (who may write what, what its controllers do) is not here: of that only Omni
 //! itself could be the judge.
 
-use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
@@ -128,6 +127,6 @@ fn stored_own(id: &str) -> Stored {
     Stored::new(OWN_NAMESPACE, OWN_TYPE, id)
 }
 
-fn set(words: &[&str]) -> BTreeSet<String> {
+fn set<S: FromIterator<String>>(words: &[&str]) -> S {
     words.iter().map(|word| (*word).to_owned()).collect()
 }

@@ -10,6 +10,7 @@ use omni_infra_provider::engine::orphans::Policy;
 use omni_infra_provider::machine::orphan::{Answerable, MOST_AT_ONCE, Orphan, Sightings, Verdict, judge};
 use omni_infra_provider::machine::release::{ANNOTATION_RELEASED, Release, Releases};
 use omni_infra_provider::omni::kinds::{InfraProviderHealthStatuses, InfraProviderStatuses, MachineRequests};
+use omni_infra_provider::omni::resource::Labels;
 use tokio::time::{Instant, sleep};
 
 use crate::support::World;
@@ -36,7 +37,7 @@ fn mark(world: &World, request: &str) -> Mark {
     Mark {
         provider: PROVIDER.to_owned(),
         request: request.to_owned(),
-        installation: registration.metadata.annotations[ANNOTATION_INSTALLATION].clone(),
+        installation: registration.metadata.annotations[&ANNOTATION_INSTALLATION.to_owned()].clone(),
     }
 }
 
@@ -263,8 +264,10 @@ fn release(world: &World, name: &str) {
         id: None,
         at: Timestamp(0),
     }]);
+    let mut annotations = Labels::new();
+    releases.put(&mut annotations);
     let stored = world.omni.modify_raw(namespace, kind, PROVIDER, |stored| {
-        releases.put(&mut stored.annotations)
+        stored.annotations.extend(annotations)
     });
     stored.unwrap();
 }

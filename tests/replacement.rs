@@ -5,6 +5,7 @@ use std::time::Duration;
 use expect_test::expect;
 use omni_infra_provider::cloud::{ErrorKind, InstanceState};
 use omni_infra_provider::machine::Pace;
+use omni_infra_provider::machine::replace::ANNOTATION_REPLACEMENTS;
 use omni_infra_provider::omni::kinds::{
     InfraProviderStatuses, MachineRequestSpec, MachineRequestStatuses, MachineRequests, Stage,
 };
@@ -355,7 +356,7 @@ async fn a_machine_of_a_request_set_is_replaced_by_omni_under_a_new_request() {
         .omni
         .get::<InfraProviderStatuses>(PROVIDER, PROVIDER)
         .unwrap();
-    let ledger = &registration.metadata.annotations["omni-infra-provider/replacements"];
+    let ledger = &registration.metadata.annotations[&ANNOTATION_REPLACEMENTS.to_owned()];
     assert!(ledger.contains("\"set\":\"workers\""), "{ledger}");
     world.omni.scale("workers", 0).unwrap();
     world.settle().await;
@@ -449,7 +450,7 @@ impl World {
             .omni
             .get::<InfraProviderStatuses>(PROVIDER, PROVIDER)
             .unwrap();
-        let text = &registration.metadata.annotations["omni-infra-provider/replacements"];
+        let text = &registration.metadata.annotations[&ANNOTATION_REPLACEMENTS.to_owned()];
         serde_json::from_str::<Vec<serde_json::Value>>(text)
             .unwrap()
             .len()

@@ -573,7 +573,10 @@ async fn a_claim_that_a_newer_version_wrote_is_left_alone() {
         world.tear_down("web");
     }
     let status = world.omni.get::<MachineRequestStatuses>(PROVIDER, "web").unwrap();
-    assert_eq!(status.metadata.annotations[ANNOTATION_PLACEMENT], claim);
+    assert_eq!(
+        status.metadata.annotations[&ANNOTATION_PLACEMENT.to_owned()],
+        claim
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,6 @@
 //!
 //! *Cancel safety.* Every action may be dropped at any await and repeated.
 
-use std::collections::BTreeSet;
 use std::future::ready;
 
 use tracing::warn;
@@ -158,7 +157,7 @@ impl<C: Cloud> Engine<C> {
         };
         let drained = status
             .as_ref()
-            .is_none_or(|status| status.tearing_down() && status.metadata.finalizers == BTreeSet::new());
+            .is_none_or(|status| status.tearing_down() && status.metadata.finalizers.is_empty());
         if drained {
             pass.memory.drained = true;
             Ok(())

@@ -3,8 +3,6 @@
 //! *Guarantees.* Every write is based on the version that the plan was made from. A refusal is read; a lost answer marks its entry
 //! dirty; nothing is repeated.
 
-use std::collections::BTreeMap;
-
 use tracing::info;
 
 use crate::cloud::Cloud;
@@ -14,6 +12,7 @@ use crate::machine::status::shown;
 use crate::omni::kinds::{
     ConfigPatchRequestSpec, ConfigPatchRequests, LABEL_PROVIDER, LABEL_REQUEST, MachineRequestStatusSpec,
 };
+use crate::omni::resource::Labels;
 use crate::omni::{Kind, Metadata, OmniError, OmniErrorKind, Phase, RawSpec, Resource, Store};
 
 use super::act::meaning;
@@ -97,12 +96,8 @@ impl<C: Cloud> Engine<C> {
         self.written(pass, &self.stores.statuses, &status, result).await
     }
 
-    pub(super) fn claim(
-        &self,
-        pass: &Pass<'_, C>,
-        scopes: Option<Vec<C::Scope>>,
-    ) -> BTreeMap<String, String> {
-        let mut annotations = BTreeMap::new();
+    pub(super) fn claim(&self, pass: &Pass<'_, C>, scopes: Option<Vec<C::Scope>>) -> Labels {
+        let mut annotations = Labels::new();
         if let Some((scopes, request)) = scopes.zip(pass.request.as_ref()) {
             let placement = Placement {
                 created: request.metadata.created.0,
@@ -139,7 +134,7 @@ impl<C: Cloud> Engine<C> {
             None => {
                 let mut patch: Resource<ConfigPatchRequests> = Resource::new(id, spec);
                 patch.metadata.owner = self.identity.controller();
-                patch.metadata.labels = BTreeMap::from([
+                patch.metadata.labels = Labels::from_iter([
                     (LABEL_PROVIDER.to_owned(), self.identity.provider.clone()),
                     (LABEL_REQUEST.to_owned(), pass.key.to_owned()),
                 ]);

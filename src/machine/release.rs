@@ -3,11 +3,10 @@
 //! A mark cannot be taken off everywhere (Oxide's descriptions are for ever), so a release is kept in Omni: an annotation of our
 //! registration. An entry goes once nothing of that name is left in the cloud.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::cloud::{Scope, Timestamp};
+use crate::omni::resource::Labels;
 
 /// The releases, as JSON, on our InfraProviderStatus.
 pub const ANNOTATION_RELEASED: &str = "omni-infra-provider/released";
@@ -48,7 +47,7 @@ impl<S: Scope> Releases<S> {
     }
 
     /// Writes the annotation; none where nothing is released.
-    pub fn put(&self, annotations: &mut BTreeMap<String, String>) {
+    pub fn put(&self, annotations: &mut Labels) {
         match serde_json::to_string(self) {
             Ok(text) if !self.0.is_empty() => annotations.insert(ANNOTATION_RELEASED.to_owned(), text),
             _ => annotations.remove(ANNOTATION_RELEASED),

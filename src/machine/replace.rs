@@ -5,13 +5,13 @@
 //!
 //! *Not here.* What a lost machine is, and how it is replaced: [`mod@super::plan`].
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cloud::{Replace, Timestamp};
+use crate::omni::resource::Labels;
 
 /// The ledger, as JSON, on our InfraProviderStatus.
 pub const ANNOTATION_REPLACEMENTS: &str = "omni-infra-provider/replacements";
@@ -93,7 +93,7 @@ impl Ledger {
     }
 
     /// Writes the annotation with one entry more, and without what is older than an hour.
-    pub fn put(mut self, spent: Spent, annotations: &mut BTreeMap<String, String>) {
+    pub fn put(mut self, spent: Spent, annotations: &mut Labels) {
         let now = spent.at;
         self.0.retain(|known| now.since(known.at) < HOUR);
         self.0.push(spent);
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_ledger_is_written_and_read_and_what_is_none_counts_as_used_up() {
-        let mut annotations = BTreeMap::new();
+        let mut annotations = Labels::new();
         Ledger(vec![
             one("web", "old", 0, ago(60)),
             one("web", "web-2", 2, ago(59)),

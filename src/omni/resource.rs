@@ -3,9 +3,8 @@
 //! The raw bytes are kept because Omni compares them: a request whose unknown spec fields were lost on the
 //! way back is refused, and a status written by a newer program must not be cut down to what we know of it.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use bytes::Bytes;
+use litemap::LiteMap;
 
 use super::kinds::{Kind, LABEL_PROVIDER, moment, wire_moment};
 use super::wire::cosi;
@@ -19,6 +18,55 @@ pub enum Phase {
     Running,
     /// Somebody asked for its end; finalizers hold it.
     TearingDown,
+}
+
+/// Labels or annotations. A flat map: nearly all have one or two entries, and whatever is alive is kept in memory.
+pub type Labels = LiteMap<String, String>;
+
+/// Who still holds a resource.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Finalizers(LiteMap<String, ()>);
+
+impl Finalizers {
+    /// Adds a holder; whether it is new.
+    pub fn insert(&mut self, holder: String) -> bool {
+        self.0.insert(holder, ()).is_none()
+    }
+
+    /// Takes a holder away; whether it was there.
+    pub fn remove(&mut self, holder: &str) -> bool {
+        self.0.remove(holder).is_some()
+    }
+
+    /// Whether that one holds it.
+    #[must_use]
+    pub fn contains(&self, holder: &str) -> bool {
+        self.0.contains_key(holder)
+    }
+
+    /// Whether nobody holds it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The holders, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+impl<S: Into<String>> FromIterator<S> for Finalizers {
+    fn from_iter<I: IntoIterator<Item = S>>(holders: I) -> Self {
+        Self(sized(holders.into_iter().map(|holder| (holder.into(), ()))))
+    }
+}
+
+/// A flat map with no room to spare.
+fn sized<V>(entries: impl Iterator<Item = (String, V)>) -> LiteMap<String, V> {
+    let mut map = LiteMap::with_capacity(entries.size_hint().0);
+    map.extend(entries);
+    map
 }
 
 /// What COSI knows of every resource.
@@ -36,11 +84,11 @@ pub struct Metadata {
     /// When this incarnation of the ID was made, by Omni's clock.
     pub created: Timestamp,
     /// Who still holds it.
-    pub finalizers: BTreeSet<String>,
+    pub finalizers: Finalizers,
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Annotations.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Labels,
 }
 
 /// What the wire calls a version that was never stored. The empty string is a parse error there.
@@ -151,7 +199,7 @@ impl<K: Kind> Resource<K> {
                 phase: metadata.phase.word().to_owned(),
                 created: Some(wire_moment(metadata.created)),
                 updated: Some(wire_moment(updated)),
-                finalizers: metadata.finalizers.iter().cloned().collect(),
+                finalizers: metadata.finalizers.iter().map(str::to_owned).collect(),
                 labels: metadata.labels.clone().into_iter().collect(),
                 annotations: metadata.annotations.clone().into_iter().collect(),
             }),
@@ -186,8 +234,8 @@ impl Metadata {
             phase,
             created: wire.created.as_ref().map(moment).unwrap_or_default(),
             finalizers: wire.finalizers.into_iter().collect(),
-            labels: wire.labels.into_iter().collect(),
-            annotations: wire.annotations.into_iter().collect(),
+            labels: sized(wire.labels.into_iter()),
+            annotations: sized(wire.annotations.into_iter()),
         })
     }
 }
@@ -205,9 +253,9 @@ mod tests {
             owner: "oxide.ProvisionController".into(),
             phase: Phase::TearingDown,
             created: Timestamp(1_700_000_000_123),
-            finalizers: ["b".to_owned(), "a".to_owned()].into(),
-            labels: [("l".to_owned(), "1".to_owned())].into(),
-            annotations: [("a".to_owned(), "2".to_owned())].into(),
+            finalizers: ["b", "a"].into_iter().collect(),
+            labels: sized([("l".to_owned(), "1".to_owned())].into_iter()),
+            annotations: sized([("a".to_owned(), "2".to_owned())].into_iter()),
         };
         resource
     }

@@ -221,7 +221,8 @@ struct Tombstone {
 struct Table<K: Kind> {
     group: fn(&Resource<K>) -> Option<String>,
     entries: BTreeMap<String, Entry<K>>,
-    groups: HashMap<String, BTreeSet<String>>,
+    /// The IDs of each group, in order. Flat, since most groups are of one.
+    groups: HashMap<String, Vec<String>>,
     /// What is gone by our own knowledge, until the watch says so too.
     tombstones: HashMap<String, Tombstone>,
     dirty: BTreeSet<String>,
@@ -371,7 +372,13 @@ impl<K: Kind> Table<K> {
             return;
         };
         changes.groups.insert(group.clone());
-        self.groups.entry(group.clone()).or_default().insert(id.clone());
+        let ids = self
+            .groups
+            .entry(group.clone())
+            .or_insert_with(|| Vec::with_capacity(1));
+        if let Err(place) = ids.binary_search(&id) {
+            ids.insert(place, id.clone());
+        }
         let resource = Arc::new(resource);
         self.entries.insert(id, Entry { resource, group, put });
     }
@@ -388,7 +395,9 @@ impl<K: Kind> Table<K> {
     fn take_out(&mut self, id: &str) -> Option<String> {
         let Entry { group, .. } = self.entries.remove(id)?;
         if let Some(ids) = self.groups.get_mut(&group) {
-            ids.remove(id);
+            if let Ok(place) = ids.binary_search_by(|known| known.as_str().cmp(id)) {
+                ids.remove(place);
+            }
             if ids.is_empty() {
                 self.groups.remove(&group);
             }

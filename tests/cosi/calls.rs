@@ -8,6 +8,7 @@ use omni_infra_provider::cloud::Timestamp;
 use omni_infra_provider::omni::kinds::{
     LABEL_PROVIDER, LABEL_REQUEST, MachineRequestStatuses, MachineRequests, MachineResources, Stage,
 };
+use omni_infra_provider::omni::resource::Finalizers;
 use omni_infra_provider::omni::wire::cosi::label_term::Operation;
 use omni_infra_provider::omni::wire::cosi::{
     CreateOptions, CreateRequest, GetRequest, IdQuery, LabelQuery, LabelTerm, ListOptions, ListRequest,
@@ -53,7 +54,7 @@ async fn a_resource_lives_from_create_to_destroy(mut server: impl Server) {
     assert_eq!(created.metadata.owner, OWNER);
     assert_eq!(created.metadata.phase, Phase::Running);
     assert_eq!(created.metadata.finalizers, set(&[]));
-    assert_eq!(created.metadata.labels[LABEL_PROVIDER], PROVIDER);
+    assert_eq!(created.metadata.labels[&LABEL_PROVIDER.to_owned()], PROVIDER);
     assert!(created.metadata.created >= before, "{created:?}");
     assert_eq!(refusal(state.create(&new).await), Kind::AlreadyExists);
     assert_eq!(
@@ -338,7 +339,7 @@ async fn an_update_replaces_all_there_was(mut server: impl Server) {
     wanted.spec.error.clear();
     wanted.metadata.labels.remove("old");
     wanted.metadata.annotations.clear();
-    wanted.metadata.finalizers.clear();
+    wanted.metadata.finalizers = Finalizers::default();
     let updated = state.update(&wanted, None).await.unwrap();
     assert_eq!(updated.spec.error, "");
     assert_eq!(updated.metadata.labels.len(), 1);

@@ -124,7 +124,7 @@ impl<K: Kind> Watched<K> {
 
     /// Waits until it heard of all of these, and of nothing else.
     async fn hears(&self, ids: &[&str]) {
-        let wanted = set(ids);
+        let wanted: BTreeSet<String> = set(ids);
         until(&format!("word of {ids:?}"), || {
             let heard = self.heard.lock().unwrap();
             match heard.is_superset(&wanted) {
