@@ -36,6 +36,7 @@ use crate::engine::imports::Imports;
 use crate::engine::inventory::Inventory;
 use crate::engine::orphans::Policy;
 use crate::engine::queue::Queue;
+use crate::engine::readings::Readings;
 use crate::engine::reconcile::{Engine, Identity};
 use crate::engine::stores::Stores;
 use crate::engine::{orphans, retry, workers};
@@ -260,6 +261,7 @@ impl<C: Cloud> Site<C> {
             identity,
             nameservers: self.nameservers.clone(),
             schematics: Mutex::new(HashMap::new()),
+            readings: Readings::default(),
             memories: Mutex::new(HashMap::new()),
         });
 

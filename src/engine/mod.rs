@@ -16,6 +16,7 @@ pub mod observe;
 pub mod orphans;
 pub mod provision;
 pub mod queue;
+pub mod readings;
 pub mod reconcile;
 pub mod release;
 pub mod replace;

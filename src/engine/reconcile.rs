@@ -33,6 +33,7 @@ use super::imports::Imports;
 use super::inventory::Inventory;
 use super::memory::Memory;
 use super::queue::{Key, Queue};
+use super::readings::Readings;
 use super::retry;
 use super::stores::Stores;
 
@@ -92,6 +93,8 @@ pub struct Engine<C: Cloud> {
     pub nameservers: Vec<IpAddr>,
     /// Schematic IDs by the hash of their input; a cell makes one registration serve all who want the same.
     pub schematics: Mutex<HashMap<String, Arc<OnceCell<String>>>>,
+    /// Requests that were read.
+    pub readings: Readings<C>,
     /// What is remembered of each live request.
     pub memories: Mutex<HashMap<Key, Box<Memory<C>>>>,
 }
@@ -218,7 +221,8 @@ impl<C: Cloud> Engine<C> {
         if memory.parsed.is_none()
             && let Some(request) = &request
         {
-            memory.parsed = Some(Arc::new(Parsed::read(&request.spec, &self.nameservers)));
+            let read = || Parsed::read(&request.spec, &self.nameservers);
+            memory.parsed = Some(self.readings.of(request, read));
         }
         let parsed = memory.parsed.clone();
         let claim: Option<Placement<C::Scope>> = status
