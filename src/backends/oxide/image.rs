@@ -13,11 +13,10 @@
 //! *Assumptions.* A chunk may be written again and again (it is the same chunk), and so is a scratch disk
 //! cleared away: by what a new look shows of it. This file repeats these two, and no other mutation.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream};
 use oxide::prelude::*;
@@ -27,6 +26,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::class::MAX_NAME;
+use super::client;
 use super::convert::{self, GIB, KIND};
 use super::failure::{self, Failure, Sort};
 use super::mark::{self, Owner};
@@ -419,24 +419,17 @@ impl Oxide {
 
     /// Writes one chunk, again where that can help.
     async fn write_chunk(&self, disk: Uuid, what: &str, offset: u64, chunk: &Bytes) -> Result<()> {
-        // Made anew for each try: there is seldom a second one, and eight chunks are on their way at once.
-        let body = || types::ImportBlocksBulkWrite {
-            base64_encoded_data: if chunk.len().is_multiple_of(BLOCK) {
-                BASE64.encode(chunk)
-            } else {
-                let mut whole = chunk.to_vec();
-                whole.resize(chunk.len().next_multiple_of(BLOCK), 0);
-                BASE64.encode(whole)
-            },
-            offset,
-        };
+        let mut blocks = Cow::Borrowed(&**chunk);
+        if !chunk.len().is_multiple_of(BLOCK) {
+            blocks.to_mut().resize(chunk.len().next_multiple_of(BLOCK), 0);
+        }
         let mut pause = CHUNK_PAUSE;
         for left in (0..CHUNK_TRIES).rev() {
             let client = self.client();
-            let write = client.disk_bulk_write_import().disk(disk).body(body()).send();
+            let write = client::write_blocks(&client, disk, offset, &blocks);
             let failure = match tokio::time::timeout(CHUNK_TIMEOUT, write).await {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => Failure::from(error),
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(failure)) => failure,
                 Err(_) => Failure::unanswered(),
             };
             let asked = match failure.sort {

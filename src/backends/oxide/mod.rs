@@ -196,7 +196,7 @@ impl Oxide {
 
     async fn list_disks(&self, project: &Project) -> std::result::Result<Vec<types::Disk>, Failure> {
         let project = project.param()?;
-        all_pages(|token| {
+        let page = |token| {
             let (client, project) = (self.client(), project.clone());
             async move {
                 let list = client.disk_list().limit(PAGE);
@@ -208,14 +208,18 @@ impl Oxide {
                 let page = page.send().await?.into_inner();
                 Ok((page.items, page.next_page))
             }
-        })
-        .await
+        };
+        all_pages(page, Some).await
     }
 
-    /// All instances of the project, whoever made them.
-    async fn instances(&self, project: &Project) -> std::result::Result<Vec<types::Instance>, Failure> {
+    /// What `keep` makes of all instances of the project, whoever made them.
+    async fn instances<T>(
+        &self,
+        project: &Project,
+        keep: impl FnMut(types::Instance) -> Option<T>,
+    ) -> std::result::Result<Vec<T>, Failure> {
         let project = project.param()?;
-        all_pages(|token| {
+        let page = |token| {
             let (client, project) = (self.client(), project.clone());
             async move {
                 let list = client.instance_list().limit(PAGE);
@@ -227,8 +231,8 @@ impl Oxide {
                 let page = page.send().await?.into_inner();
                 Ok((page.items, page.next_page))
             }
-        })
-        .await
+        };
+        all_pages(page, keep).await
     }
 
     fn remember(&self, theirs: &types::Instance, asked: &InstanceRef<Project>) {
@@ -313,15 +317,19 @@ impl Oxide {
     }
 }
 
-/// Everything that a list holds. The crate's own stream of it asks for ever where the answers lead in a circle.
-async fn all_pages<T, P>(mut page: impl FnMut(Option<String>) -> P) -> std::result::Result<Vec<T>, Failure>
+/// What `keep` makes of everything that a list holds; no more than one page of the rest is held at a time. The crate's own stream of
+/// it asks for ever where the answers lead in a circle.
+async fn all_pages<T, U, P>(
+    mut page: impl FnMut(Option<String>) -> P,
+    mut keep: impl FnMut(T) -> Option<U>,
+) -> std::result::Result<Vec<U>, Failure>
 where
     P: Future<Output = std::result::Result<(Vec<T>, Option<String>), Failure>>,
 {
     let (mut all, mut token) = (Vec::new(), None);
     for _ in 0..PAGES {
         let (items, next) = page(token.clone()).await?;
-        all.extend(items);
+        all.extend(items.into_iter().filter_map(&mut keep));
         if next.is_none() {
             return Ok(all);
         }
@@ -655,12 +663,7 @@ impl Cloud for Oxide {
         installation: &str,
     ) -> Result<Vec<Instance>> {
         const VERB: &str = "list instances";
-        let all = self
-            .instances(scope)
-            .await
-            .map_err(|failure| unless_hidden(failure, VERB, scope))?;
-        let mut ours = Vec::new();
-        for theirs in all {
+        let ours = |theirs: types::Instance| {
             let mark = match mark::owner(&theirs.description) {
                 Some(Owner::Marked(mark))
                     if mark.provider == provider && mark.installation == installation =>
@@ -668,17 +671,19 @@ impl Cloud for Oxide {
                     Some(mark)
                 }
                 Some(Owner::Bare(bare)) if bare == provider => None,
-                _ => continue,
+                _ => return None,
             };
-            ours.extend(convert::instance(&theirs, mark));
-        }
-        Ok(ours)
+            convert::instance(&theirs, mark)
+        };
+        self.instances(scope, ours)
+            .await
+            .map_err(|failure| unless_hidden(failure, VERB, scope))
     }
 
     /// One call for each thousand projects that the token may see.
     async fn list_scopes(&self) -> Result<Vec<Project>> {
         let client = self.client();
-        let projects: Vec<types::Project> = all_pages(|token| {
+        let page = |token| {
             let list = client.project_list().limit(PAGE);
             let page = match token {
                 None => list,
@@ -688,13 +693,11 @@ impl Cloud for Oxide {
                 let page = page.send().await?.into_inner();
                 Ok((page.items, page.next_page))
             }
-        })
-        .await
-        .map_err(|failure| failure.error("list scopes", "the silo's projects"))?;
-        let names = projects
-            .into_iter()
-            .map(|project| Project(project.name.to_string()));
-        Ok(names.collect())
+        };
+        let name = |project: types::Project| Some(Project(project.name.to_string()));
+        all_pages(page, name)
+            .await
+            .map_err(|failure| failure.error("list scopes", "the silo's projects"))
     }
 
     /// One call for each thousand disks and one for each thousand instances of the project, whoever made them.
@@ -703,20 +706,19 @@ impl Cloud for Oxide {
         let hidden = |failure| unless_hidden(failure, VERB, scope);
         // Disks first: what is made in between is an instance with disks that were not listed, never the other way round.
         let disks = self.disks(scope).await.map_err(hidden)?;
-        let instances = self.instances(scope).await.map_err(hidden)?;
         let ours = |description: &str| mark::of_provider(description, provider);
         let mut seen = HashSet::new();
-        let mut marked = Vec::new();
-        for theirs in &instances {
-            if let Some(mark) = ours(&theirs.description)
-                && theirs.run_state != types::InstanceState::Destroyed
-            {
-                let name = theirs.name.to_string();
-                let id = Some(theirs.id.to_string());
-                seen.insert((name.clone(), mark.clone()));
-                marked.push(Marked { name, id, mark });
+        let instance = |theirs: types::Instance| {
+            let mark = ours(&theirs.description)?;
+            if theirs.run_state == types::InstanceState::Destroyed {
+                return None;
             }
-        }
+            let name = theirs.name.to_string();
+            seen.insert((name.clone(), mark.clone()));
+            let id = Some(theirs.id.to_string());
+            Some(Marked { name, id, mark })
+        };
+        let mut marked = self.instances(scope, instance).await.map_err(hidden)?;
         for disk in disks.iter() {
             if let Some(mark) = ours(&disk.description)
                 && !matches!(disk.state, types::DiskState::Destroyed)
