@@ -61,6 +61,10 @@ struct World {
 
 impl World {
     async fn new(pace: OxidePace, latency: Duration) -> Self {
+        Self::with(pace, latency, OxideOptions::default().kept_bytes).await
+    }
+
+    async fn with(pace: OxidePace, latency: Duration, kept_bytes: usize) -> Self {
         let tib = 1 << 40;
         let mut limits = Limits {
             vcpus: 1_000_000,
@@ -77,6 +81,7 @@ impl World {
             oxide: OxideOptions {
                 pace,
                 limits,
+                kept_bytes,
                 ..OxideOptions::default()
             },
             ..SandboxOptions::default()
@@ -352,7 +357,8 @@ async fn import(figures: &mut Vec<Figure>) {
     assert!(xz.wait().unwrap().success() && raw == u64::try_from(IMAGE).unwrap());
     figures.push(("import: xz -dc", begun.elapsed().as_secs_f64(), "s"));
 
-    let world = World::new(OxidePace::instant(), Duration::ZERO).await;
+    // A rack keeps what is written on other machines than this one.
+    let world = World::with(OxidePace::instant(), Duration::ZERO, 0).await;
     world.sandbox.factory.serve_instead(Bytes::from(packed));
     let daemon = Daemon::start(&world);
     sleep(Duration::from_secs(2)).await;
@@ -371,6 +377,14 @@ async fn import(figures: &mut Vec<Figure>) {
     ));
     figures.push(("import: CPU", daemon.cpu() - cpu, "s"));
     figures.push(("import: peak memory", daemon.peak(), "MiB"));
+    let sum = Command::new("sh")
+        .args(["-c", r#"xz -dc "$0" | sha256sum"#])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let sum = String::from_utf8(sum.stdout).unwrap();
+    let description = &world.sandbox.oxide.images(PROJECT)[0].description;
+    assert!(description.contains(sum.split_whitespace().next().unwrap()), "{description}");
 }
 
 /// A packed image, made once and kept among the build's files: filled blocks that can be packed a little, and zeros between, packed

@@ -18,6 +18,7 @@ use bytes::{Buf as _, Bytes};
 use futures_util::stream::{Stream, StreamExt as _};
 use liblzma::bufread::XzDecoder;
 use liblzma::stream::MtStreamBuilder;
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 
@@ -102,6 +103,8 @@ impl Format {
 /// An image that is being unpacked.
 pub(super) struct Decoder {
     work: Work,
+    /// Of everything, once the end came.
+    sha256: String,
     incoming: Arc<Incoming>,
     /// What reads the body.
     _body: JoinSet<()>,
@@ -145,10 +148,17 @@ impl Decoder {
             work: Work::Starved(Unpacking {
                 reader: format.unpack(body)?,
                 chunk: Vec::new(),
+                hasher: Sha256::new(),
             }),
+            sha256: String::new(),
             incoming,
             _body: reading,
         })
+    }
+
+    /// The SHA-256, in lower-case hex, of everything that was unpacked; empty before the end.
+    pub(super) fn sha256(&self) -> String {
+        self.sha256.clone()
     }
 
     /// The next bytes; none at the end, and after it.
@@ -172,7 +182,9 @@ impl Decoder {
                     match stepped? {
                         (mut unpacking, Ok(())) => {
                             let chunk = mem::take(&mut unpacking.chunk);
-                            if !chunk.is_empty() {
+                            if chunk.is_empty() {
+                                self.sha256 = hex::encode(unpacking.hasher.finalize());
+                            } else {
                                 self.work = unpacking.go_on();
                             }
                             return Ok(chunk.into());
@@ -193,10 +205,14 @@ struct Unpacking {
     reader: Box<dyn Read + Send>,
     /// What has been unpacked of the next chunk.
     chunk: Vec<u8>,
+    /// Of everything that has been unpacked.
+    hasher: Sha256,
 }
 
 impl Unpacking {
     fn go_on(mut self) -> Work {
+        // Here and not in the step: the allocator keeps for each thread what it has freed.
+        self.chunk.reserve_exact(CHUNK - self.chunk.len());
         Work::Running(spawn_blocking(move || {
             let filled = self.fill();
             (self, filled)
@@ -205,7 +221,8 @@ impl Unpacking {
 
     /// Unpacks until the chunk is full or there is no more; `WouldBlock`, where the body has to come first.
     fn fill(&mut self) -> io::Result<()> {
-        let mut length = self.chunk.len();
+        let before = self.chunk.len();
+        let mut length = before;
         self.chunk.resize(CHUNK, 0);
         let mut result = Ok(());
         while let Some(room) = self.chunk.get_mut(length..).filter(|room| !room.is_empty()) {
@@ -220,6 +237,7 @@ impl Unpacking {
             }
         }
         self.chunk.truncate(length);
+        self.hasher.update(self.chunk.get(before..).unwrap_or_default());
         result
     }
 }

@@ -6,8 +6,8 @@
 //! redirects.
 //!
 //! *Time.* There is no limit on the whole: a slow line is no fault. A body that stands still is given up; where the server names
-//! the version of the body (a strong `ETag`), it is asked for the rest. Otherwise the download begins anew, and what was already
-//! handed out is passed over, if it is the same: whoever uploads goes on where it was.
+//! the version of the body (a strong `ETag`), it is asked for the rest. Otherwise the body is asked for anew, and what had come of
+//! it is passed over, if its hash is the same: whoever unpacks and uploads goes on where it was.
 //!
 //! *Cancel safety.* Dropping a stream closes its connection. Nothing is kept on disk.
 
@@ -149,12 +149,26 @@ impl Download {
     }
 
     async fn open(&self) -> Result<Arriving> {
-        let (decoder, format) = self.begin().await?;
+        let (response, format) = self.begin().await?;
+        let body = Body {
+            download: self.clone(),
+            response,
+            rest: Bytes::new(),
+            received: 0,
+            hasher: Sha256::new(),
+            resumes: 0,
+            restarts: 0,
+        };
+        let chunks = stream::unfold(body, |mut body| async move {
+            let chunk = body.next().await.transpose()?;
+            Some((chunk.map_err(|fault| io::Error::other(Fault(fault))), body))
+        });
+        let decoder = self.decode(format, chunks)?;
         Ok(Arriving::new(self, decoder, format))
     }
 
     /// Asks for the whole body.
-    async fn begin(&self) -> Result<(Decoder, Format)> {
+    async fn begin(&self) -> Result<(reqwest::Response, Format)> {
         let location = (self.locate)().await?;
         let format = Format::parse(&location.format).ok_or_else(|| {
             self.error(
@@ -171,23 +185,7 @@ impl Download {
         self.progress
             .total
             .store(response.content_length().unwrap_or(0), Ordering::Relaxed);
-        let version = response
-            .headers()
-            .get(header::ETAG)
-            .filter(|tag| !tag.as_bytes().starts_with(b"W/"))
-            .cloned();
-        let body = Body {
-            download: self.clone(),
-            response,
-            version,
-            received: 0,
-            resumes: 0,
-        };
-        let chunks = stream::unfold(body, |mut body| async move {
-            let chunk = body.next().await?;
-            Some((chunk.map_err(io::Error::other), body))
-        });
-        Ok((self.decode(format, chunks)?, format))
+        Ok((response, format))
     }
 
     fn decode(
@@ -342,78 +340,144 @@ impl ImageSource for Download {
 struct Body {
     download: Download,
     response: reqwest::Response,
-    /// The strong `ETag` of the body, without which its rest cannot be asked for.
-    version: Option<HeaderValue>,
+    /// Of what came, what was not handed out yet.
+    rest: Bytes,
+    /// Bytes handed out.
     received: u64,
+    /// Of what was handed out.
+    hasher: Sha256,
     resumes: u32,
+    restarts: u32,
 }
 
 impl Body {
-    async fn next(&mut self) -> Option<std::result::Result<Bytes, Fault>> {
-        loop {
-            let idle = self.download.settings.idle_timeout;
-            let fault = match tokio::time::timeout(idle, self.response.chunk()).await {
-                Ok(Ok(Some(bytes))) => {
-                    self.received = self.received.saturating_add(bytes.len() as u64);
-                    self.download
-                        .progress
-                        .received
-                        .store(self.received, Ordering::Relaxed);
-                    // Nothing that is compressed is longer than its image, unless it has no end.
-                    let most = self.download.settings.max_bytes;
-                    if self.received > most {
-                        let fault = self.download.error(
-                            ErrorKind::Rejected,
-                            format!(
-                                "the download has more than {most} bytes, the most that an image may have"
-                            ),
-                        );
-                        return Some(Err(Fault(fault)));
-                    }
-                    return Some(Ok(bytes));
-                }
-                Ok(Ok(None)) => return None,
-                Ok(Err(error)) => self
-                    .download
-                    .error(ErrorKind::Unavailable, "the connection broke")
-                    .with_source(error.without_url()),
-                Err(_) => self.download.error(
-                    ErrorKind::Unavailable,
-                    format!("nothing came for {} seconds", idle.as_secs()),
-                ),
-            };
-            if let Err(fault) = self.resume(fault).await {
-                return Some(Err(Fault(fault)));
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let bytes = loop {
+            if !self.rest.is_empty() {
+                break std::mem::take(&mut self.rest);
             }
+            match self.read().await {
+                Ok(Some(bytes)) => break bytes,
+                Ok(None) => return Ok(None),
+                Err(fault) => self.go_on(fault).await?,
+            }
+        };
+        self.received = self.received.saturating_add(bytes.len() as u64);
+        self.note(self.received);
+        // Nothing that is compressed is longer than its image, unless it has no end.
+        let most = self.download.settings.max_bytes;
+        if self.received > most {
+            return Err(self.download.error(
+                ErrorKind::Rejected,
+                format!("the download has more than {most} bytes, the most that an image may have"),
+            ));
+        }
+        self.hasher.update(&bytes);
+        Ok(Some(bytes))
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>> {
+        let idle = self.download.settings.idle_timeout;
+        match tokio::time::timeout(idle, self.response.chunk()).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) => Err(self
+                .download
+                .error(ErrorKind::Unavailable, "the connection broke")
+                .with_source(error.without_url())),
+            Err(_) => Err(self.download.error(
+                ErrorKind::Unavailable,
+                format!("nothing came for {} seconds", idle.as_secs()),
+            )),
         }
     }
 
-    /// Asks for the rest of a body that broke off with that fault; the fault stays where there is no rest to
-    /// be had.
+    fn note(&self, received: u64) {
+        self.download.progress.received.store(received, Ordering::Relaxed);
+    }
+
+    /// Goes on after the body broke off with that fault; the fault stays where that cannot be done.
+    async fn go_on(&mut self, fault: CloudError) -> Result<()> {
+        match self.resume(fault).await {
+            Err(fault) if is_passing(&fault) => self.restart(fault).await,
+            resumed => resumed,
+        }
+    }
+
+    /// Asks for the rest.
     async fn resume(&mut self, fault: CloudError) -> Result<()> {
-        let Some(version) = &self.version else {
+        // Without the name of its version, the rest may be that of another body.
+        let version = self.response.headers().get(header::ETAG).cloned();
+        let Some(version) = version.filter(|version| !version.as_bytes().starts_with(b"W/")) else {
             return Err(fault);
         };
         while self.resumes < RESUMES {
             tokio::time::sleep(self.download.settings.pause * 2_u32.saturating_pow(self.resumes)).await;
             self.resumes += 1;
             let location = (self.download.locate)().await?;
-            match self
-                .download
-                .fetch(&location, Some((self.received, version)))
-                .await
-            {
+            let rest = Some((self.received, &version));
+            match self.download.fetch(&location, rest).await {
                 Ok(response) if starts_at(&response, self.received) => {
                     self.response = response;
                     return Ok(());
                 }
                 Ok(_) => return Err(fault),
-                Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled { .. }) => {}
+                Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(fault)
     }
+
+    /// Asks for the whole again, and passes over what was handed out.
+    async fn restart(&mut self, mut fault: CloudError) -> Result<()> {
+        while self.restarts < RESTARTS {
+            tokio::time::sleep(self.download.settings.pause * 2_u32.saturating_pow(self.restarts)).await;
+            self.restarts += 1;
+            let passed = match self.download.begin().await {
+                Ok((response, _)) => {
+                    self.response = response;
+                    self.pass_over().await
+                }
+                Err(error) => Err(error),
+            };
+            match passed {
+                Ok(true) => {
+                    self.resumes = 0;
+                    return Ok(());
+                }
+                Ok(false) => {
+                    let words = "it broke off, and is another image by now";
+                    return Err(self.download.error(ErrorKind::Unavailable, words));
+                }
+                Err(error) if is_passing(&error) => fault = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(fault)
+    }
+
+    /// Reads as much as was handed out before; tells whether it is the same.
+    async fn pass_over(&mut self) -> Result<bool> {
+        let mut hasher = Sha256::new();
+        let mut left = self.received;
+        while left > 0 {
+            let Some(mut bytes) = self.read().await? else {
+                return Ok(false);
+            };
+            let part = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            hasher.update(bytes.split_to(part));
+            left -= part as u64;
+            self.note(self.received - left);
+            self.rest = bytes;
+        }
+        Ok(hasher.finalize() == self.hasher.clone().finalize())
+    }
+}
+
+/// Whether the same may succeed in a while.
+fn is_passing(error: &CloudError) -> bool {
+    matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled { .. })
 }
 
 /// Whether the protocol itself tells a body's end from a broken connection.
@@ -452,12 +516,9 @@ struct Arriving {
     decoder: Decoder,
     /// Of a chunk that was unpacked, what nobody took yet.
     rest: Bytes,
-    /// Of what was taken.
-    hasher: Sha256,
     length: u64,
     /// Fewest bytes that it can have.
     least: u64,
-    restarts: u32,
     /// After a failure no end may be reported, however often one asks.
     failed: bool,
 }
@@ -468,10 +529,8 @@ impl Arriving {
             download: download.clone(),
             decoder,
             rest: Bytes::new(),
-            hasher: Sha256::new(),
             length: 0,
             least: format.least(),
-            restarts: 0,
             failed: false,
         }
     }
@@ -488,12 +547,7 @@ impl Arriving {
     }
 
     async fn read(&mut self, size: usize) -> Result<Option<Bytes>> {
-        let chunk = loop {
-            match self.take(size).await {
-                Ok(chunk) => break chunk,
-                Err(error) => self.restart(error).await?,
-            }
-        };
+        let chunk = self.take(size).await.map_err(|error| self.explain(error))?;
         if chunk.is_empty() {
             if self.length == 0 {
                 return Err(self.download.error(ErrorKind::Unavailable, "the image is empty"));
@@ -512,7 +566,6 @@ impl Arriving {
                 format!("the image has more than {most} bytes, the most that is allowed"),
             ));
         }
-        self.hasher.update(&chunk);
         Ok(Some(chunk))
     }
 
@@ -538,62 +591,10 @@ impl Arriving {
         Ok(chunk.freeze())
     }
 
-    /// Begins anew after the body broke off for good, and passes over what was taken before. Any other error stays.
-    async fn restart(&mut self, error: io::Error) -> Result<()> {
-        let mut error = match self.explain(error) {
-            (error, true) => error,
-            (error, false) => return Err(error),
-        };
-        while self.restarts < RESTARTS {
-            tokio::time::sleep(self.download.settings.pause * 2_u32.saturating_pow(self.restarts)).await;
-            self.restarts += 1;
-            match self.download.begin().await {
-                Ok((decoder, _)) => self.decoder = decoder,
-                Err(failed)
-                    if matches!(failed.kind, ErrorKind::Unavailable | ErrorKind::Throttled { .. }) =>
-                {
-                    error = failed;
-                    continue;
-                }
-                Err(failed) => return Err(failed),
-            }
-            match self.pass_over().await.map_err(|failed| self.explain(failed)) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {
-                    let words = "it broke off, and is another image by now";
-                    return Err(self.download.error(ErrorKind::Unavailable, words));
-                }
-                Err((failed, true)) => error = failed,
-                Err((failed, false)) => return Err(failed),
-            }
-        }
-        Err(error)
-    }
-
-    /// Reads as much as was taken before; tells whether it is the same.
-    async fn pass_over(&mut self) -> io::Result<bool> {
-        let mut hasher = Sha256::new();
-        let mut left = self.length;
-        self.rest = Bytes::new();
-        while left > 0 {
-            self.rest = self.decoder.next().await?;
-            if self.rest.is_empty() {
-                return Ok(false);
-            }
-            let part = self.rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            hasher.update(self.rest.split_to(part));
-            left -= part as u64;
-        }
-        Ok(hasher.finalize() == self.hasher.clone().finalize())
-    }
-
-    /// What an error of the decoder means, and whether it was the body that broke off.
-    fn explain(&self, error: io::Error) -> (CloudError, bool) {
+    /// What an error of the decoder means.
+    fn explain(&self, error: io::Error) -> CloudError {
         let error = match error.downcast::<Fault>() {
-            Ok(Fault(fault)) => {
-                let broke = fault.kind == ErrorKind::Unavailable;
-                return (fault, broke);
-            }
+            Ok(Fault(fault)) => return fault,
             Err(error) => error,
         };
         let words = if error.kind() == io::ErrorKind::UnexpectedEof {
@@ -601,11 +602,9 @@ impl Arriving {
         } else {
             "the image is damaged, or is in another format than was said"
         };
-        let error = self
-            .download
+        self.download
             .error(ErrorKind::Unavailable, words)
-            .with_source(error);
-        (error, false)
+            .with_source(error)
     }
 }
 
@@ -615,7 +614,7 @@ impl ImageStream for Arriving {
     }
 
     fn sha256(&self) -> String {
-        hex::encode(self.hasher.clone().finalize())
+        self.decoder.sha256()
     }
 }
 
