@@ -26,7 +26,8 @@ const WINDOW: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 struct Snapshot {
     begun: Timestamp,
-    instances: HashMap<String, Instance>,
+    /// By name.
+    instances: Vec<Instance>,
 }
 
 #[derive(Debug, Default)]
@@ -108,14 +109,11 @@ impl<C: Cloud> Inventory<C> {
             return Ok(answer(&snapshot, instance));
         }
         let begun = self.clock.now();
-        let listed = self
+        let mut instances = self
             .cloud
             .list_instances(&instance.scope, &self.provider, &self.installation)
             .await?;
-        let instances = listed
-            .into_iter()
-            .map(|found| (found.name.clone(), found))
-            .collect();
+        instances.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         let snapshot = Arc::new(Snapshot { begun, instances });
         self.scopes
             .lock()
@@ -170,7 +168,9 @@ impl<C: Cloud> Drop for Finding<'_, C> {
 /// What a list says of one instance. A list knows no leftovers and no strangers: absence in it is for a find to confirm
 /// wherever it would cost something.
 fn answer<S>(snapshot: &Snapshot, instance: &InstanceRef<S>) -> Answer {
-    let found = match snapshot.instances.get(&instance.name) {
+    let instances = &snapshot.instances;
+    let place = instances.binary_search_by(|listed| listed.name.cmp(&instance.name));
+    let found = match place.ok().and_then(|place| instances.get(place)) {
         Some(found)
             if found
                 .mark

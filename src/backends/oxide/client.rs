@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -51,13 +52,33 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// The API client of a silo. Nothing is sent.
+/// The API clients of a silo. Each has connections of its own.
+#[derive(Clone)]
+pub(super) struct Clients {
+    pub(super) calls: Arc<Client>,
+    /// For lists of a whole project. A connection keeps the largest buffer that it ever needed, and few connections see a list.
+    pub(super) lists: Arc<Client>,
+}
+
+impl Clients {
+    /// # Errors
+    ///
+    /// As [`build`].
+    pub(super) fn new(settings: &Settings) -> Result<Self, CloudError> {
+        Ok(Self {
+            calls: Arc::new(build(settings)?),
+            lists: Arc::new(build(settings)?),
+        })
+    }
+}
+
+/// An API client of a silo. Nothing is sent.
 ///
 /// # Errors
 ///
 /// `Rejected`, naming the setting that cannot be used: the host is no URL, the token no header value, the
 /// bundle unreadable.
-pub(super) fn build(settings: &Settings) -> Result<Client, CloudError> {
+fn build(settings: &Settings) -> Result<Client, CloudError> {
     let host = settings.host.trim_end_matches('/');
     let url = url::Url::parse(host)
         .ok()

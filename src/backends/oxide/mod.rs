@@ -41,6 +41,7 @@ mod tests;
 pub use class::{AutoRestart, CpuPlatform, DataDisk, DiskKind, Interface, IpConfig, OxideClass};
 pub use client::Settings;
 
+use client::Clients;
 use convert::{KIND, Step};
 use failure::{Failure, Sort};
 use mark::{Claim, Owner};
@@ -85,7 +86,7 @@ struct Look {
 #[derive(Clone)]
 pub struct Credentials {
     settings: Arc<Settings>,
-    client: Arc<RwLock<Arc<oxide::Client>>>,
+    clients: Arc<RwLock<Clients>>,
 }
 
 impl fmt::Debug for Credentials {
@@ -107,9 +108,16 @@ impl Credentials {
             token: token.clone(),
             ..(*self.settings).clone()
         };
-        let client = client::build(&settings)?;
-        *self.client.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(client);
+        let clients = Clients::new(&settings)?;
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
         Ok(())
+    }
+
+    fn clients(&self) -> Clients {
+        self.clients
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -151,7 +159,7 @@ impl Oxide {
     pub fn new(settings: &Settings) -> Result<Self> {
         Ok(Self {
             credentials: Credentials {
-                client: Arc::new(RwLock::new(Arc::new(client::build(settings)?))),
+                clients: Arc::new(RwLock::new(Clients::new(settings)?)),
                 settings: Arc::new(settings.clone()),
             },
             provider: settings.provider_id.clone(),
@@ -169,8 +177,7 @@ impl Oxide {
     }
 
     fn client(&self) -> Arc<oxide::Client> {
-        let client = &self.credentials.client;
-        Arc::clone(&client.read().unwrap_or_else(PoisonError::into_inner))
+        self.credentials.clients().calls
     }
 
     /// The instance of that name, whoever made it.
@@ -197,7 +204,7 @@ impl Oxide {
     async fn list_disks(&self, project: &Project) -> std::result::Result<Vec<types::Disk>, Failure> {
         let project = project.param()?;
         let page = |token| {
-            let (client, project) = (self.client(), project.clone());
+            let (client, project) = (self.credentials.clients().lists, project.clone());
             async move {
                 let list = client.disk_list().limit(PAGE);
                 // A token names the project too.
@@ -220,7 +227,7 @@ impl Oxide {
     ) -> std::result::Result<Vec<T>, Failure> {
         let project = project.param()?;
         let page = |token| {
-            let (client, project) = (self.client(), project.clone());
+            let (client, project) = (self.credentials.clients().lists, project.clone());
             async move {
                 let list = client.instance_list().limit(PAGE);
                 // A token names the project too.
