@@ -384,7 +384,10 @@ async fn import(figures: &mut Vec<Figure>) {
         .unwrap();
     let sum = String::from_utf8(sum.stdout).unwrap();
     let description = &world.sandbox.oxide.images(PROJECT)[0].description;
-    assert!(description.contains(sum.split_whitespace().next().unwrap()), "{description}");
+    assert!(
+        description.contains(sum.split_whitespace().next().unwrap()),
+        "{description}"
+    );
 }
 
 /// A packed image, made once and kept among the build's files: filled blocks that can be packed a little, and zeros between, packed

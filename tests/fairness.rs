@@ -1,6 +1,7 @@
 //! A thousand requests at once, some of them in trouble: who is held up, and who goes first.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use omni_infra_provider::backends::sim;
@@ -120,4 +121,53 @@ async fn what_ends_goes_before_what_begins() {
     world.until_traced("old", "teardown patch").await;
     let made = world.instances().len() - before;
     assert!(before < HEALTHY / 2 && made < 40, "{before} and {made} more");
+}
+
+/// A cloud that takes so many calls in each second, and refuses the others.
+const TAKES: u32 = 10;
+/// Requests to such a cloud.
+const SLOW: usize = 150;
+
+#[tokio::test(start_paused = true)]
+async fn a_cloud_that_takes_ten_calls_a_second_is_given_about_ten() {
+    let mut world = World::without_daemon().await;
+    // Calls taken and refused, by the second.
+    let seconds = Arc::new(Mutex::new(BTreeMap::<u64, (u32, u32)>::new()));
+    let (begun, counted) = (Instant::now(), seconds.clone());
+    world
+        .cloud
+        .set_hook(Some(Arc::new(move |call: sim::Call, moment| {
+            let mut refused = None;
+            if moment == sim::Moment::Before {
+                let mut seconds = counted.lock().unwrap();
+                let second = seconds.entry(begun.elapsed().as_secs()).or_default();
+                if second.0 < TAKES {
+                    second.0 += 1;
+                } else {
+                    second.1 += 1;
+                    let kind = ErrorKind::Throttled { after: None };
+                    refused = Some(CloudError::new("sim", call.verb, kind, "too many requests"));
+                }
+            }
+            Box::pin(async move { refused })
+        })));
+    for n in 0..SLOW {
+        world.request(&format!("healthy-{n}"));
+    }
+    world.start_daemon().await;
+    until("all machines", || provisioned(&world) == SLOW).await;
+    let seconds = seconds.lock().unwrap();
+    // The first seconds find the rate out, the last have little left to do.
+    let crowd: Vec<(u32, u32)> = seconds.values().copied().collect();
+    let middle = crowd.get(5..crowd.len().saturating_sub(5)).unwrap_or_default();
+    let (taken, refused) = middle
+        .iter()
+        .fold((0, 0), |sum, second| (sum.0 + second.0, sum.1 + second.1));
+    let length = u32::try_from(middle.len()).unwrap();
+    assert!(length >= 20, "{crowd:?}");
+    assert!(
+        taken >= length * TAKES * 7 / 10,
+        "{taken} in {length} s: {crowd:?}"
+    );
+    assert!(refused <= taken / 5, "{refused} of {taken} refused: {crowd:?}");
 }

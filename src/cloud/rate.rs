@@ -1,7 +1,8 @@
 //! Finds the rate of calls that a scope takes: unbounded until it says "too many", then just below what it took.
 //!
-//! As TCP finds its rate: down by a share when refused, at most once a second, and slowly up while all goes well. The first
-//! bound is what the site answered in the second before. A cloud that refuses above ten calls a second is driven at about ten.
+//! As TCP finds its rate: down by a share when refused, at most once a second, and up while all goes well, slowly at first and faster
+//! the longer nothing is refused. The first bound is what was sent within a second and not refused: answers would tell too little,
+//! since a refusal comes faster than they do. A cloud that refuses above ten calls a second is driven at about ten.
 
 use std::time::Duration;
 
@@ -10,8 +11,15 @@ use tokio::time::Instant;
 /// What is left of the rate after a refusal.
 const CUT: f64 = 0.8;
 
-/// What each answered call adds to the rate, in calls a second: at ten calls a second a fifth of a call each second.
+/// What each answered call adds to the rate, in calls a second, just after a refusal: at ten calls a second a fifth of a call each
+/// second.
 const GROWTH: f64 = 0.02;
+
+/// After so long without a refusal the rate grows twice as fast, after twice as long three times.
+const FASTER: Duration = Duration::from_secs(5);
+
+/// It never grows more than so many times as fast.
+const FASTEST: f64 = 10.0;
 
 /// Refusals that come closer together are about the same crowd of calls.
 const ONE_CROWD: Duration = Duration::from_secs(1);
@@ -26,8 +34,8 @@ const LEAST: f64 = 1.0;
 #[derive(Debug)]
 pub(super) struct Rate {
     bound: Option<Bound>,
-    /// Calls answered since `second`, and in the second before.
-    answered: (u32, u32),
+    /// Calls begun since `second`, and in the second before.
+    begun: (u32, u32),
     second: Instant,
 }
 
@@ -36,13 +44,15 @@ struct Bound {
     per_second: f64,
     next: Instant,
     cut: Instant,
+    /// It is the first: how many were refused is still being learned.
+    is_first: bool,
 }
 
 impl Rate {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             bound: None,
-            answered: (0, 0),
+            begun: (0, 0),
             second: now,
         }
     }
@@ -54,6 +64,8 @@ impl Rate {
 
     /// When the next call may start.
     pub(super) fn slot(&mut self, now: Instant) -> Instant {
+        self.roll(now);
+        self.begun.0 = self.begun.0.saturating_add(1);
         if self
             .bound
             .as_ref()
@@ -71,10 +83,9 @@ impl Rate {
 
     /// A call was answered, whatever the answer.
     pub(super) fn answered(&mut self, now: Instant) {
-        self.roll(now);
-        self.answered.0 = self.answered.0.saturating_add(1);
         if let Some(bound) = &mut self.bound {
-            bound.per_second += GROWTH;
+            let quiet = now.duration_since(bound.cut).div_duration_f64(FASTER);
+            bound.per_second += GROWTH * (1.0 + quiet).min(FASTEST);
         }
     }
 
@@ -82,17 +93,23 @@ impl Rate {
     pub(super) fn refused(&mut self, now: Instant) {
         self.roll(now);
         match &mut self.bound {
-            Some(bound) if now.duration_since(bound.cut) < ONE_CROWD => {}
+            Some(bound) if now.duration_since(bound.cut) < ONE_CROWD => {
+                if bound.is_first {
+                    bound.per_second = (bound.per_second - 1.0).max(LEAST);
+                }
+            }
             Some(bound) => {
                 bound.per_second = (bound.per_second * CUT).max(LEAST);
                 bound.cut = now;
+                bound.is_first = false;
             }
             None => {
-                let took = self.answered.0.max(self.answered.1);
+                let begun = self.begun.0.max(self.begun.1);
                 self.bound = Some(Bound {
-                    per_second: f64::from(took).max(LEAST),
+                    per_second: (f64::from(begun) - 1.0).max(LEAST),
                     next: now,
                     cut: now,
+                    is_first: true,
                 });
             }
         }
@@ -101,8 +118,8 @@ impl Rate {
     fn roll(&mut self, now: Instant) {
         let age = now.duration_since(self.second).as_secs();
         if age > 0 {
-            let before = if age == 1 { self.answered.0 } else { 0 };
-            self.answered = (0, before);
+            let before = if age == 1 { self.begun.0 } else { 0 };
+            self.begun = (0, before);
             self.second += Duration::from_secs(age);
         }
     }
@@ -113,15 +130,19 @@ mod tests {
     use super::*;
 
     /// A site that takes so many calls in each second of the clock, driven by a crowd that never ends.
-    fn drive(takes: u32, at_once: usize, seconds: u64) -> (u32, u32) {
+    fn drive(takes: u32, at_once: usize, seconds: u64, latency: Duration) -> (u32, u32) {
         let begun = Instant::now();
         let end = begun + Duration::from_secs(seconds);
         let mut rate = Rate::new(begun);
         let (mut taken, mut refused) = (0, 0);
         let mut this_second = (0, 0);
         let mut workers = vec![begun; at_once];
+        let mut answers = Vec::new();
         loop {
             workers.sort_unstable();
+            for _ in answers.extract_if(.., |answer| *answer <= workers[0]) {
+                rate.answered(workers[0]);
+            }
             let now = rate.slot(workers[0]);
             if now >= end {
                 return (taken, refused);
@@ -130,26 +151,31 @@ mod tests {
             if this_second.0 != second {
                 this_second = (second, 0);
             }
-            let answer = now + Duration::from_millis(20);
             if this_second.1 < takes {
                 this_second.1 += 1;
                 taken += 1;
-                rate.answered(answer);
-                workers[0] = answer;
+                workers[0] = now + latency;
+                answers.push(workers[0]);
             } else {
                 refused += 1;
-                rate.refused(answer);
+                rate.refused(now);
                 // Whoever is refused looks again after a second.
-                workers[0] = answer + Duration::from_secs(1);
+                workers[0] = now + Duration::from_secs(1);
             }
         }
     }
 
     #[test]
     fn a_site_is_driven_at_what_it_takes_and_not_with_a_storm() {
-        for (takes, at_once) in [(10, 32), (10, 4), (50, 32), (2, 16)] {
+        for (takes, at_once, latency) in [
+            (10, 32, 20),
+            (10, 4, 20),
+            (50, 32, 20),
+            (2, 16, 20),
+            (10, 32, 900),
+        ] {
             let seconds = 120;
-            let (taken, refused) = drive(takes, at_once, seconds);
+            let (taken, refused) = drive(takes, at_once, seconds, Duration::from_millis(latency));
             let most = takes * u32::try_from(seconds).unwrap();
             assert!(taken * 100 >= most * 75, "{takes}/s: {taken} of {most}");
             assert!(
