@@ -286,10 +286,9 @@ impl Download {
             .map(Duration::from_secs);
         let status = response.status();
         let (kind, words) = match status.as_u16() {
-            200 if !rest => return Ok(response),
+            // To the question for the rest too, if the server has another version by now, or knows no ranges.
+            200 => return Ok(response),
             206 if rest => return Ok(response),
-            // The server has another version by now, or knows no ranges.
-            200 => (ErrorKind::Unavailable, "it broke off, and the rest cannot be had"),
             400 | 404 | 410 => (
                 ErrorKind::Rejected,
                 "the image factory has no such image: is the Talos version or an extension wrong?",
@@ -398,14 +397,37 @@ impl Body {
 
     /// Goes on after the body broke off with that fault; the fault stays where that cannot be done.
     async fn go_on(&mut self, fault: CloudError) -> Result<()> {
-        match self.resume(fault).await {
-            Err(fault) if is_passing(&fault) => self.restart(fault).await,
-            resumed => resumed,
+        let mut whole = match self.resume(fault).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(whole)) => Ok(whole),
+            Err(fault) => Err(fault),
+        };
+        loop {
+            let passed = match whole {
+                Ok(response) => {
+                    self.response = response;
+                    self.pass_over().await
+                }
+                Err(fault) => Err(fault),
+            };
+            match passed {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
+                    let words = "it broke off, and is another image by now";
+                    return Err(self.download.error(ErrorKind::Unavailable, words));
+                }
+                Err(fault) if is_passing(&fault) && self.restarts < RESTARTS => {}
+                Err(fault) => return Err(fault),
+            }
+            tokio::time::sleep(self.download.settings.pause * 2_u32.saturating_pow(self.restarts)).await;
+            self.restarts += 1;
+            self.resumes = 0;
+            whole = self.download.begin().await.map(|(response, _)| response);
         }
     }
 
-    /// Asks for the rest.
-    async fn resume(&mut self, fault: CloudError) -> Result<()> {
+    /// Asks for the rest; gives the whole, where the server sends that instead.
+    async fn resume(&mut self, fault: CloudError) -> Result<Option<reqwest::Response>> {
         // Without the name of its version, the rest may be that of another body.
         let version = self.response.headers().get(header::ETAG).cloned();
         let Some(version) = version.filter(|version| !version.as_bytes().starts_with(b"W/")) else {
@@ -417,40 +439,13 @@ impl Body {
             let location = (self.download.locate)().await?;
             let rest = Some((self.received, &version));
             match self.download.fetch(&location, rest).await {
+                Ok(response) if response.status() == StatusCode::OK => return Ok(Some(response)),
                 Ok(response) if starts_at(&response, self.received) => {
                     self.response = response;
-                    return Ok(());
+                    return Ok(None);
                 }
                 Ok(_) => return Err(fault),
                 Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(fault)
-    }
-
-    /// Asks for the whole again, and passes over what was handed out.
-    async fn restart(&mut self, mut fault: CloudError) -> Result<()> {
-        while self.restarts < RESTARTS {
-            tokio::time::sleep(self.download.settings.pause * 2_u32.saturating_pow(self.restarts)).await;
-            self.restarts += 1;
-            let passed = match self.download.begin().await {
-                Ok((response, _)) => {
-                    self.response = response;
-                    self.pass_over().await
-                }
-                Err(error) => Err(error),
-            };
-            match passed {
-                Ok(true) => {
-                    self.resumes = 0;
-                    return Ok(());
-                }
-                Ok(false) => {
-                    let words = "it broke off, and is another image by now";
-                    return Err(self.download.error(ErrorKind::Unavailable, words));
-                }
-                Err(error) if is_passing(&error) => fault = error,
                 Err(error) => return Err(error),
             }
         }
@@ -709,7 +704,8 @@ mod tests {
         factory.note(&name, &headers);
         let mut file = factory.files.get(&name).unwrap().clone();
         let is_first = factory.asked.lock().unwrap().len() == 1;
-        if name == "once" && !is_first {
+        let is_whole = matches!(name.as_str(), "once" | "in-full");
+        if is_whole && !is_first {
             file = factory.files.get("again").cloned().unwrap_or(file);
             return Response::new(HttpBody::from(file));
         }
@@ -733,7 +729,7 @@ mod tests {
             Err(io::Error::other("broken on purpose"))
         }));
         let mut response = Response::builder();
-        if name == "image" {
+        if matches!(name.as_str(), "image" | "in-full") {
             response = response.header("etag", "\"v1\"");
         }
         response.body(HttpBody::from_stream(broken)).unwrap()
@@ -990,25 +986,25 @@ mod tests {
         let image = image();
         for format in FORMATS {
             let body = compress(format, &image);
-            let (factory, base) = Factory::serve([("once", body)]).await;
-            let same = download(format!("{base}/breaks/once"), format, hasty());
-            assert_eq!(
-                read(&same).await.unwrap(),
-                (image.clone(), hex::encode(Sha256::digest(&image))),
-                "{format}"
-            );
-            assert_eq!(factory.asked.lock().unwrap().len(), 2, "{format}");
+            // A server that names no version, and one that knows no ranges.
+            for name in ["once", "in-full"] {
+                let (factory, base) = Factory::serve([(name, body.clone())]).await;
+                let same = download(format!("{base}/breaks/{name}"), format, hasty());
+                assert_eq!(
+                    read(&same).await.unwrap(),
+                    (image.clone(), hex::encode(Sha256::digest(&image))),
+                    "{format}"
+                );
+                assert_eq!(factory.asked.lock().unwrap().len(), 2, "{format}");
 
-            let (_, base) = Factory::serve([
-                ("once", compress(format, &image)),
-                ("again", compress(format, &image[1..])),
-            ])
-            .await;
-            let other = fails(format!("{base}/breaks/once"), format).await;
-            assert!(
-                other.to_string().contains("another image by now"),
-                "{format}: {other:?}"
-            );
+                let (_, base) =
+                    Factory::serve([(name, body.clone()), ("again", compress(format, &image[1..]))]).await;
+                let other = fails(format!("{base}/breaks/{name}"), format).await;
+                assert!(
+                    other.to_string().contains("another image by now"),
+                    "{format}: {other:?}"
+                );
+            }
         }
     }
 
