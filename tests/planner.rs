@@ -1,6 +1,7 @@
 //! The planner's tables, row by row, and what holds from every start.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use omni_infra_provider::backends::sim::Zone;
@@ -102,7 +103,7 @@ fn known(found: Found) -> Seen {
 }
 
 fn instance(state: InstanceState) -> Found {
-    Found::Ours(Instance {
+    Found::Ours(Arc::new(Instance {
         name: "web-x7k".to_owned(),
         id: UUID.to_owned(),
         uuid: Some(UUID.to_owned()),
@@ -110,7 +111,7 @@ fn instance(state: InstanceState) -> Found {
         state,
         started: Some(NOW),
         mark: None,
-    })
+    }))
 }
 
 /// A claimed request whose instance is there, in this state, with its UUID published.
@@ -577,7 +578,7 @@ fn r20_a_machine_that_did_not_join_in_time_is_failed() {
     else {
         unreachable!()
     };
-    instance.started = Some(started);
+    Arc::make_mut(instance).started = Some(started);
     let not_joined = |diagnosis: Option<&str>| {
         let diagnosis = diagnosis.map(str::to_owned);
         Finding::Failed(Reason::NotJoined { started, diagnosis })
@@ -908,7 +909,7 @@ impl World {
                     } = seen
                         && instance.state == InstanceState::Starting
                     {
-                        instance.state = InstanceState::Running;
+                        Arc::make_mut(instance).state = InstanceState::Running;
                     }
                 }
                 true
@@ -1161,7 +1162,7 @@ fn lost(loss: Loss) -> Observed<Zone> {
         ..
     } = &mut seen.scopes[0].1
     {
-        instance.started = Some(NOW.before(Duration::from_secs(3600)));
+        Arc::make_mut(instance).started = Some(NOW.before(Duration::from_secs(3600)));
     }
     seen.replace = Replace {
         vanished: true,

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -142,8 +143,8 @@ pub enum Found {
         /// When the oldest of it was made, by the cloud's clock.
         since: Option<Timestamp>,
     },
-    /// Our instance, or its creation in flight.
-    Ours(Instance),
+    /// Our instance, or its creation in flight. Shared, since who looks at it keeps it beside the list that showed it.
+    Ours(Arc<Instance>),
     /// The name is taken by something without our mark.
     Foreign {
         /// Whose it seems to be, for a person.

@@ -27,7 +27,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 struct Snapshot {
     begun: Timestamp,
     /// By name.
-    instances: Vec<Instance>,
+    instances: Vec<Arc<Instance>>,
 }
 
 #[derive(Debug, Default)]
@@ -109,10 +109,11 @@ impl<C: Cloud> Inventory<C> {
             return Ok(answer(&snapshot, instance));
         }
         let begun = self.clock.now();
-        let mut instances = self
+        let listed = self
             .cloud
             .list_instances(&instance.scope, &self.provider, &self.installation)
             .await?;
+        let mut instances: Vec<Arc<Instance>> = listed.into_iter().map(Arc::new).collect();
         instances.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         let snapshot = Arc::new(Snapshot { begun, instances });
         self.scopes

@@ -275,7 +275,7 @@ impl<C: Cloud> Engine<C> {
                     return Ok(());
                 }
                 Found::Remains { .. } => None,
-                Found::Ours(found) if Some(&found.id) == id.as_ref() => Some(found.id),
+                Found::Ours(found) if Some(&found.id) == id.as_ref() => Some(found.id.clone()),
                 // Somebody made it anew since: not what was looked at for so long.
                 Found::Ours(_) => return Ok(()),
             };

@@ -5,69 +5,55 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::Bytes;
+use crate::omni::kinds::MachineRequestSpec;
 
-use crate::cloud::Cloud;
-use crate::machine::desired::Parsed;
-use crate::omni::Resource;
-use crate::omni::kinds::MachineRequests;
-
-/// Everything that has been read and is in use, by the spec as Omni sent it.
+/// Everything that has been read and is in use.
 #[derive(Debug)]
-pub struct Readings<C: Cloud>(Mutex<HashMap<Bytes, Weak<Parsed<C>>>>);
+pub struct Readings<T>(Mutex<HashMap<MachineRequestSpec, Weak<T>>>);
 
-impl<C: Cloud> Default for Readings<C> {
+impl<T> Default for Readings<T> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<C: Cloud> Readings<C> {
+impl<T> Readings<T> {
     /// What a request says. `read` reads it, if nobody has read another one like it.
-    pub fn of(
-        &self,
-        request: &Resource<MachineRequests>,
-        read: impl FnOnce() -> Parsed<C>,
-    ) -> Arc<Parsed<C>> {
+    pub fn of(&self, request: &MachineRequestSpec, read: impl FnOnce(&MachineRequestSpec) -> T) -> Arc<T> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(parsed) = known.get(&request.raw.0).and_then(Weak::upgrade) {
-            return parsed;
+        if let Some(reading) = known.get(request).and_then(Weak::upgrade) {
+            return reading;
         }
         if known.len() == known.capacity() {
-            known.retain(|_, parsed| parsed.strong_count() > 0);
+            known.retain(|_, reading| reading.strong_count() > 0);
         }
-        let parsed = Arc::new(read());
-        known.insert(request.raw.0.clone(), Arc::downgrade(&parsed));
-        parsed
+        let reading = Arc::new(read(request));
+        known.insert(request.clone(), Arc::downgrade(&reading));
+        reading
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
 mod tests {
-    use crate::backends::sim::Sim;
-    use crate::omni::RawSpec;
-    use crate::omni::kinds::MachineRequestSpec;
-
     use super::*;
 
     #[test]
     fn requests_that_are_written_alike_share_a_reading_while_it_is_used() {
-        let readings = Readings::<Sim>::default();
-        let of = |id: usize, written: usize| {
-            let mut request = Resource::new(id.to_string(), MachineRequestSpec::default());
-            request.raw = RawSpec(written.to_string().into());
-            readings.of(&request, || Parsed::Bad {
-                reason: written.to_string(),
-                scopes: None,
-            })
+        let readings = Readings::default();
+        let of = |version: usize| {
+            let request = MachineRequestSpec {
+                talos_version: version.to_string(),
+                ..MachineRequestSpec::default()
+            };
+            readings.of(&request, |request| request.talos_version.clone())
         };
-        let (first, other, same) = (of(0, 7), of(1, 8), of(2, 7));
+        let (first, other, same) = (of(7), of(8), of(7));
         assert!(Arc::ptr_eq(&first, &same) && !Arc::ptr_eq(&first, &other));
         // Each of them is gone before the next comes.
-        for written in 100..1000 {
-            of(written, written);
+        for version in 100..1000 {
+            of(version);
         }
         assert!(readings.0.lock().unwrap().len() < 100);
-        assert!(Arc::ptr_eq(&first, &of(3, 7)));
+        assert!(Arc::ptr_eq(&first, &of(7)));
     }
 }

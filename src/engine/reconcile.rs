@@ -22,7 +22,7 @@ use crate::machine::plan::plan;
 use crate::machine::replace::ANNOTATION_REPLACING;
 use crate::machine::{Pace, desired};
 use crate::omni::join::Join;
-use crate::omni::kinds::{MachineRequestStatuses, MachineRequests};
+use crate::omni::kinds::{MachineRequestSpec, MachineRequestStatuses, MachineRequests};
 use crate::omni::management::Management;
 use crate::omni::{Fence, Lease, Resource, State};
 
@@ -94,7 +94,7 @@ pub struct Engine<C: Cloud> {
     /// Schematic IDs by the hash of their input; a cell makes one registration serve all who want the same.
     pub schematics: Mutex<HashMap<String, Arc<OnceCell<String>>>>,
     /// Requests that were read.
-    pub readings: Readings<C>,
+    pub readings: Readings<Parsed<C>>,
     /// What is remembered of each live request.
     pub memories: Mutex<HashMap<Key, Box<Memory<C>>>>,
 }
@@ -221,8 +221,8 @@ impl<C: Cloud> Engine<C> {
         if memory.parsed.is_none()
             && let Some(request) = &request
         {
-            let read = || Parsed::read(&request.spec, &self.nameservers);
-            memory.parsed = Some(self.readings.of(request, read));
+            let read = |request: &MachineRequestSpec| Parsed::read(request, &self.nameservers);
+            memory.parsed = Some(self.readings.of(&request.spec, read));
         }
         let parsed = memory.parsed.clone();
         let claim: Option<Placement<C::Scope>> = status

@@ -5,6 +5,7 @@
 //! lost a newer field.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
@@ -50,10 +51,12 @@ pub trait Kind: Debug + Clone + Send + Sync + 'static {
     fn decode(raw: &[u8]) -> Result<Self::Spec, String>;
     /// Encodes a spec; fields of `raw` that we do not know are kept.
     fn encode(spec: &Self::Spec, raw: &[u8]) -> Vec<u8>;
+    /// Lets a spec share memory with one that is kept already, where it says the same.
+    fn share(_spec: &mut Self::Spec, _kept: &Self::Spec) {}
 }
 
 /// Whether the machine talks to Omni through a gRPC tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum GrpcTunnel {
     /// As Omni likes; on the wire the same as disabled.
     #[default]
@@ -65,7 +68,7 @@ pub enum GrpcTunnel {
 }
 
 /// Omni's immutable wish for one machine.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct MachineRequestSpec {
     /// Usually without a leading "v".
     pub talos_version: String,
@@ -229,6 +232,25 @@ trait Words<W>: Sized {
     fn read(wire: W) -> Self;
     /// Puts the spec into the message that it came with; what we have no word for stays.
     fn write(&self, wire: &mut W);
+    /// As [`Kind::share`].
+    fn share(&mut self, _kept: &Self) {}
+}
+
+/// Requests of one set are written alike.
+impl Words<wire::MachineRequestSpec> for Arc<MachineRequestSpec> {
+    fn read(wire: wire::MachineRequestSpec) -> Self {
+        Self::new(Words::read(wire))
+    }
+
+    fn write(&self, wire: &mut wire::MachineRequestSpec) {
+        self.as_ref().write(wire);
+    }
+
+    fn share(&mut self, kept: &Self) {
+        if self == kept {
+            self.clone_from(kept);
+        }
+    }
 }
 
 impl Words<wire::MachineRequestSpec> for MachineRequestSpec {
@@ -535,6 +557,9 @@ macro_rules! kinds {
                     }
                     encode::<wire::$wire, $spec>(spec, raw, &[$($number),*])
                 }
+                fn share(spec: &mut Self::Spec, kept: &Self::Spec) {
+                    Words::<wire::$wire>::share(spec, kept);
+                }
             }
         )*
         /// Wire message and field numbers of every kind in the table, for the test that compares them with
@@ -568,7 +593,7 @@ impl Access {
 kinds! {
     /// Machine requests.
     MachineRequests, "machine request", "MachineRequests.omni.sidero.dev" in NAMESPACE, Theirs,
-    MachineRequestSpec [1, 2, 3, 4, 5, 6, 7] => MachineRequestSpec;
+    MachineRequestSpec [1, 2, 3, 4, 5, 6, 7] => Arc<MachineRequestSpec>;
     /// Our answers to them.
     MachineRequestStatuses, "machine request status", "MachineRequestStatuses.omni.sidero.dev"
     in NAMESPACE, Ours,
@@ -763,7 +788,7 @@ mod tests {
             talos_version: "2".into(),
             ..MachineRequestSpec::default()
         };
-        assert_eq!(MachineRequests::encode(&other, &raw), raw);
+        assert_eq!(MachineRequests::encode(&other.into(), &raw), raw);
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! A COSI resource as plain data: metadata, a decoded spec, and the raw spec bytes that it came with.
 //!
-//! The raw bytes are kept because Omni compares them: a request whose unknown spec fields were lost on the
-//! way back is refused, and a status written by a newer program must not be cut down to what we know of it.
+//! Omni compares the bytes of a spec: a request whose unknown fields were lost on the way back is refused, and a status written by a
+//! newer program must not be cut down to what we know of it. They are kept where the decoded spec does not give the same again.
 
-use bytes::Bytes;
 use litemap::LiteMap;
 
 use super::kinds::{Kind, LABEL_PROVIDER, moment, wire_moment};
@@ -111,7 +110,7 @@ pub struct Resource<K: Kind> {
     pub metadata: Metadata,
     /// The decoded spec.
     pub spec: K::Spec,
-    /// The spec as it was received; empty for a new resource. Never printed.
+    /// The spec as it was received; empty for a new resource, and where the decoded spec says it all. Never printed.
     pub raw: RawSpec,
 }
 
@@ -124,7 +123,7 @@ impl<K: Kind> PartialEq for Resource<K> {
 
 /// Spec bytes as received. `Debug` shows their length alone: some specs hold join tokens.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct RawSpec(pub Bytes);
+pub struct RawSpec(pub Box<[u8]>);
 
 impl std::fmt::Debug for RawSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -175,11 +174,13 @@ impl<K: Kind> Resource<K> {
     pub(super) fn from_wire(wire: cosi::Resource) -> Result<Self, String> {
         let metadata = wire.metadata.ok_or("it has no metadata")?;
         let spec = wire.spec.ok_or("it has no spec")?;
-        let raw = Bytes::from(spec.proto_spec);
+        let raw = spec.proto_spec;
+        let spec = K::decode(&raw)?;
+        let says_it_all = K::encode(&spec, &[]) == raw;
         Ok(Self {
-            spec: K::decode(&raw)?,
+            spec,
             metadata: Metadata::from_wire(metadata)?,
-            raw: RawSpec(raw),
+            raw: RawSpec(if says_it_all { Box::default() } else { raw.into() }),
         })
     }
 
@@ -317,9 +318,6 @@ mod tests {
 
     #[test]
     fn a_debug_print_hides_the_raw_spec() {
-        assert_eq!(
-            format!("{:?}", RawSpec(Bytes::from_static(b"token"))),
-            "RawSpec(5 bytes)"
-        );
+        assert_eq!(format!("{:?}", RawSpec((*b"token").into())), "RawSpec(5 bytes)");
     }
 }

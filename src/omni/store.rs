@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch as signal;
 
@@ -131,12 +131,15 @@ impl<K: Kind> Store<K> {
             .map(|entry| Arc::clone(&entry.resource))
     }
 
-    /// All resources of a group, by ID.
+    /// All resources of a group: the one that is named as the group is, then the others by ID.
     #[must_use]
     pub fn group(&self, group: &str) -> Vec<Arc<Resource<K>>> {
         let table = self.table();
+        let namesake = table.entries.get(group).filter(|entry| entry.group.is_none());
         let ids = table.groups.get(group).into_iter().flatten();
-        ids.filter_map(|id| table.entries.get(id))
+        namesake
+            .into_iter()
+            .chain(ids.filter_map(|id| table.entries.get(id)))
             .map(|entry| Arc::clone(&entry.resource))
             .collect()
     }
@@ -207,7 +210,8 @@ struct Changes {
 
 struct Entry<K: Kind> {
     resource: Arc<Resource<K>>,
-    group: String,
+    /// `None`: of its own name, as most.
+    group: Option<String>,
     /// The table's clock at our last own write or read of it; 0 if it came from the watch.
     put: u64,
 }
@@ -221,7 +225,9 @@ struct Tombstone {
 struct Table<K: Kind> {
     group: fn(&Resource<K>) -> Option<String>,
     entries: BTreeMap<String, Entry<K>>,
-    /// The IDs of each group, in order. Flat, since most groups are of one.
+    /// What came last: the next one often says the same.
+    latest: Weak<Resource<K>>,
+    /// The IDs of each group, in order, but for what is named as its group. Flat, since most are of one.
     groups: HashMap<String, Vec<String>>,
     /// What is gone by our own knowledge, until the watch says so too.
     tombstones: HashMap<String, Tombstone>,
@@ -239,6 +245,7 @@ impl<K: Kind> Table<K> {
         Self {
             group,
             entries: BTreeMap::new(),
+            latest: Weak::new(),
             groups: HashMap::new(),
             tombstones: HashMap::new(),
             dirty: BTreeSet::new(),
@@ -365,21 +372,27 @@ impl<K: Kind> Table<K> {
         tombstone.is_some_and(|tombstone| tombstone.created == resource.metadata.created)
     }
 
-    fn insert(&mut self, resource: Resource<K>, put: u64, changes: &mut Changes) {
+    fn insert(&mut self, mut resource: Resource<K>, put: u64, changes: &mut Changes) {
         let id = resource.id().to_owned();
+        // Before the former state of the same goes, which may be the latest.
+        if let Some(latest) = self.latest.upgrade() {
+            K::share(&mut resource.spec, &latest.spec);
+        }
         changes.groups.extend(self.take_out(&id));
         let Some(group) = (self.group)(&resource) else {
             return;
         };
         changes.groups.insert(group.clone());
-        let ids = self
-            .groups
-            .entry(group.clone())
-            .or_insert_with(|| Vec::with_capacity(1));
-        if let Err(place) = ids.binary_search(&id) {
-            ids.insert(place, id.clone());
+        let group = (group != id).then_some(group);
+        if let Some(group) = &group {
+            let alone = || Vec::with_capacity(1);
+            let ids = self.groups.entry(group.clone()).or_insert_with(alone);
+            if let Err(place) = ids.binary_search(&id) {
+                ids.insert(place, id.clone());
+            }
         }
         let resource = Arc::new(resource);
+        self.latest = Arc::downgrade(&resource);
         self.entries.insert(id, Entry { resource, group, put });
     }
 
@@ -393,7 +406,9 @@ impl<K: Kind> Table<K> {
     }
 
     fn take_out(&mut self, id: &str) -> Option<String> {
-        let Entry { group, .. } = self.entries.remove(id)?;
+        let Some(group) = self.entries.remove(id)?.group else {
+            return Some(id.to_owned());
+        };
         if let Some(ids) = self.groups.get_mut(&group) {
             if let Ok(place) = ids.binary_search_by(|known| known.as_str().cmp(id)) {
                 ids.remove(place);
@@ -415,7 +430,9 @@ fn supersedes<K: Kind>(new: &Resource<K>, old: &Resource<K>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::kinds::{LABEL_REQUEST, MachineRequestStatusSpec, MachineRequestStatuses};
+    use super::super::kinds::{
+        LABEL_REQUEST, MachineRequestSpec, MachineRequestStatusSpec, MachineRequestStatuses, MachineRequests,
+    };
     use super::*;
 
     type Status = Resource<MachineRequestStatuses>;
@@ -611,6 +628,25 @@ mod tests {
         assert!(!table.is_current());
         table.take(Seen::Resumed);
         assert!(table.is_current());
+    }
+
+    #[test]
+    fn requests_that_are_written_alike_share_their_spec() {
+        let mut table = Table::<MachineRequests>::new(|request| Some(request.id().to_owned()));
+        let request = |id: &str, version: u64, talos_version: &str| {
+            let spec = MachineRequestSpec {
+                talos_version: talos_version.to_owned(),
+                ..MachineRequestSpec::default()
+            };
+            let mut request = Resource::new(id, Arc::new(spec));
+            request.metadata.version = version;
+            request
+        };
+        for (id, version, talos_version) in [("a", 1, "1"), ("b", 1, "1"), ("b", 2, "1"), ("c", 1, "2")] {
+            table.put(request(id, version, talos_version));
+        }
+        let spec = |id: &str| &table.entries[id].resource.spec;
+        assert!(Arc::ptr_eq(spec("a"), spec("b")) && spec("c").talos_version == "2");
     }
 
     #[test]

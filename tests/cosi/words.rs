@@ -126,7 +126,7 @@ async fn what_upstream_writes_we_read(mut server: Upstream) {
         grpc_tunnel: GrpcTunnel::Enabled,
     };
     assert_eq!(
-        read::<MachineRequests>(server, &state, "a", request).await,
+        *read::<MachineRequests>(server, &state, "a", request).await,
         expected
     );
     for (word, tunnel) in [("UNSET", GrpcTunnel::Unset), ("DISABLED", GrpcTunnel::Disabled)] {

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use omni_infra_provider::backends::sim::{Sim, Zone};
@@ -530,7 +531,7 @@ fn seen(place: Place, look: Look, sight: &Sight, open: &Open) -> Seen {
                     installation: "one".to_owned(),
                 }),
             };
-            known(Found::Ours(instance), By::Find)
+            known(Found::Ours(Arc::new(instance)), By::Find)
         }
     }
 }

@@ -387,7 +387,11 @@ impl Cloud for Ganeti {
         let Some(theirs) = theirs else {
             let making = jobs::open_of(&works, Kind::Create, &instance.name);
             return Ok(match making.filter(|work| makes(work, instance)) {
-                Some(work) => Found::Ours(convert::in_flight(&instance.name, work.job, Owner::of(instance))),
+                Some(work) => Found::Ours(Arc::new(convert::in_flight(
+                    &instance.name,
+                    work.job,
+                    Owner::of(instance),
+                ))),
                 // Somebody else's is nothing of ours until it is there.
                 None => Found::Nothing,
             });
@@ -397,7 +401,7 @@ impl Cloud for Ganeti {
             return Ok(Found::Foreign { what });
         }
         Ok(match self.standing_of(&works, &theirs).await.map_err(fault)? {
-            Standing::In(state) => Found::Ours(theirs.show(Owner::of(instance), state)),
+            Standing::In(state) => Found::Ours(Arc::new(theirs.show(Owner::of(instance), state))),
             Standing::Leftover(since) => Found::Remains { since },
         })
     }

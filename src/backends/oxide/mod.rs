@@ -461,7 +461,7 @@ impl Cloud for Oxide {
                 Claim::Ours(mark) => {
                     if let Some(ours) = convert::instance(&theirs, mark) {
                         self.remember(&theirs, instance);
-                        return Ok(Found::Ours(ours));
+                        return Ok(Found::Ours(Arc::new(ours)));
                     }
                 }
                 Claim::Foreign(whose) => stranger = Some(format!("{}: {whose}", show(instance))),

@@ -91,7 +91,7 @@ impl World {
         }
     }
 
-    async fn ours(&self, asked: &InstanceRef<Project>) -> Instance {
+    async fn ours(&self, asked: &InstanceRef<Project>) -> Arc<Instance> {
         match self.oxide.find_instance(asked).await.unwrap() {
             Found::Ours(instance) => instance,
             other => panic!("not ours: {other:?}"),
@@ -103,7 +103,7 @@ impl World {
             let instance = self.ours(asked).await;
             if instance.state == state {
                 return InstanceRef {
-                    id: Some(instance.id),
+                    id: Some(instance.id.clone()),
                     ..asked.clone()
                 };
             }
@@ -118,7 +118,7 @@ impl World {
             let id = match self.oxide.find_instance(asked).await.unwrap() {
                 Found::Nothing | Found::Foreign { .. } => return,
                 Found::Remains { .. } => None,
-                Found::Ours(instance) => Some(instance.id),
+                Found::Ours(instance) => Some(instance.id.clone()),
             };
             match self
                 .oxide

@@ -540,7 +540,7 @@ impl Cloud for Sim {
             if let Some(machine) = machine
                 && Owner::owns(machine.mark.as_ref(), instance)
             {
-                return Ok(Found::Ours(self.instance(&instance.name, machine, now)));
+                return Ok(Found::Ours(Arc::new(self.instance(&instance.name, machine, now))));
             }
             if let Some(disk) = world.disks.get(&key)
                 && Owner::owns(disk.mark.as_ref(), instance)

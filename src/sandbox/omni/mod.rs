@@ -433,6 +433,6 @@ fn typed<K: Kind>(stored: &Stored) -> Option<Resource<K>> {
             annotations: stored.annotations.clone().into_iter().collect(),
         },
         spec: K::decode(&stored.spec).ok()?,
-        raw: RawSpec(stored.spec.clone()),
+        raw: RawSpec(stored.spec[..].into()),
     })
 }

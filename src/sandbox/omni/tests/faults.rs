@@ -235,7 +235,7 @@ async fn what_is_stored_can_be_read_as_the_clients_kinds() {
         .omni
         .get::<crate::omni::kinds::MachineRequests>("test", "a")
         .unwrap();
-    assert_eq!(request.spec, template());
+    assert_eq!(*request.spec, template());
     assert_eq!(request.metadata.version, 2);
     assert_eq!(
         world.omni.list::<crate::omni::kinds::MachineRequests>("test"),
