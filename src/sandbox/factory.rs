@@ -93,9 +93,9 @@ struct Shelf {
     options: FactoryOptions,
     schematics: BTreeMap<String, Bytes>,
     knows: Option<Knows>,
-    made: BTreeMap<(ImageName, Format), Bytes>,
+    made: BTreeMap<(ImageName, Format), Packed>,
     /// Served instead of any packed image.
-    instead: Option<Bytes>,
+    instead: Option<Packed>,
     faults: BTreeMap<String, (Fault, Option<u32>)>,
     requests: BTreeMap<String, u64>,
 }
@@ -190,11 +190,12 @@ impl Factory {
 
     /// Serves these bytes as every image from now on, in whatever format it is asked for.
     pub fn serve_instead(&self, bytes: Bytes) {
-        self.with(|shelf| shelf.instead = Some(bytes));
+        let packed = Packed::new(bytes);
+        self.with(|shelf| shelf.instead = Some(packed));
     }
 
     /// The image in one format, made when it is first asked for.
-    async fn image(&self, name: ImageName, format: Format) -> io::Result<Bytes> {
+    async fn image(&self, name: ImageName, format: Format) -> io::Result<Packed> {
         if let Some(instead) = self.with(|shelf| shelf.instead.clone()) {
             return Ok(instead);
         }
@@ -203,9 +204,9 @@ impl Factory {
             return Ok(made);
         }
         let raw = raw(&key.0, self.with(|shelf| shelf.options.image_size));
-        let bytes = compress(&raw, format)?;
-        self.with(|shelf| shelf.made.insert(key, bytes.clone()));
-        Ok(bytes)
+        let packed = Packed::new(compress(&raw, format)?);
+        self.with(|shelf| shelf.made.insert(key, packed.clone()));
+        Ok(packed)
     }
 
     fn has_schematic(&self, id: &str) -> bool {
@@ -313,12 +314,27 @@ fn compress(raw: &Bytes, format: Format) -> io::Result<Bytes> {
     Ok(packed.into())
 }
 
+/// A packed image and the name of its version: hashed once, and not for each answer.
+#[derive(Clone)]
+struct Packed {
+    bytes: Bytes,
+    tag: String,
+}
+
+impl Packed {
+    fn new(bytes: Bytes) -> Self {
+        let tag = format!("\"{}\"", hex::encode(Sha256::digest(&bytes)));
+        Self { bytes, tag }
+    }
+}
+
 /// What a path leads to, before anything goes wrong with it.
 struct Found {
     status: StatusCode,
     kind: &'static str,
     body: Bytes,
-    ranges: bool,
+    /// The name of its version, where parts of it can be asked for.
+    tag: Option<String>,
 }
 
 impl Found {
@@ -327,7 +343,7 @@ impl Found {
             status,
             kind: "application/json",
             body: value.to_string().into(),
-            ranges: false,
+            tag: None,
         }
     }
 
@@ -336,7 +352,7 @@ impl Found {
             status,
             kind: "text/plain; charset=utf-8",
             body: text.into(),
-            ranges: false,
+            tag: None,
         }
     }
 
@@ -420,7 +436,7 @@ async fn look_up(factory: &Factory, path: &str, broken: bool) -> Found {
                 status: ok,
                 kind: "application/yaml",
                 body,
-                ranges: false,
+                tag: None,
             },
             None => Found::missing("schematic"),
         },
@@ -444,11 +460,11 @@ async fn look_up(factory: &Factory, path: &str, broken: bool) -> Found {
                 return Found::missing("schematic");
             }
             match factory.image(name, format).await {
-                Ok(body) => Found {
+                Ok(Packed { bytes, tag }) => Found {
                     status: ok,
                     kind: "application/octet-stream",
-                    body,
-                    ranges: true,
+                    body: bytes,
+                    tag: Some(tag),
                 },
                 Err(error) => Found::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             }
@@ -471,10 +487,9 @@ fn send(found: Found, headers: &HeaderMap, fault: Option<Fault>) -> Response {
     };
     let mut response = Response::new(Body::empty());
     let answer = response.headers_mut();
-    if found.ranges {
+    if let Some(tag) = &found.tag {
         answer.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        let tag = format!("\"{}\"", hex::encode(Sha256::digest(&found.body)));
-        if let Ok(tag) = HeaderValue::from_str(&tag) {
+        if let Ok(tag) = HeaderValue::from_str(tag) {
             answer.insert(ETAG, tag);
         }
         match range(headers, whole) {
@@ -502,6 +517,8 @@ fn send(found: Found, headers: &HeaderMap, fault: Option<Fault>) -> Response {
     *response.body_mut() = match fault {
         Some(Fault::Slow(rate)) => pieces(body, Some(rate.max(1)), None),
         Some(Fault::Truncated(after)) => pieces(body, None, Some(after)),
+        // In one piece, it would be copied before its first byte leaves.
+        _ if body.len() > PIECE => pieces(body, None, None),
         _ => Body::from(body),
     };
     response

@@ -52,8 +52,8 @@ const PAGE: u32 = 1000;
 const CONSOLE: u64 = 16 * 1024;
 /// Most pages of a list: many times what a rack holds. What goes on for longer does not end.
 const PAGES: usize = 200;
-/// Most instances whose last look is remembered.
-const LOOKS: usize = 10_000;
+/// Most instances whose last look is remembered, which is of use to a deletion that follows at once.
+const LOOKS: usize = 1000;
 
 /// A project of the silo, by name or ID: names of instances, disks and images are unique in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
