@@ -104,9 +104,11 @@ impl Rate {
                 bound.is_first = false;
             }
             None => {
-                let begun = self.begun.0.max(self.begun.1);
+                // Of the second before, as much as was within a second of now.
+                let before = 1.0 - now.duration_since(self.second).as_secs_f64().min(1.0);
+                let begun = f64::from(self.begun.0) + f64::from(self.begun.1) * before;
                 self.bound = Some(Bound {
-                    per_second: (f64::from(begun) - 1.0).max(LEAST),
+                    per_second: (begun - 1.0).max(LEAST),
                     next: now,
                     cut: now,
                     is_first: true,
@@ -183,6 +185,22 @@ mod tests {
                 "{takes}/s: {refused} refused, {taken} taken"
             );
         }
+    }
+
+    #[test]
+    fn a_crowd_at_the_turn_of_a_second_is_one_crowd() {
+        let begun = Instant::now();
+        let mut rate = Rate::new(begun);
+        let at = |millis| begun + Duration::from_millis(millis);
+        for millis in [990; 20].into_iter().chain([1010; 12]) {
+            rate.slot(at(millis));
+        }
+        for _ in 0..22 {
+            rate.refused(at(1020));
+        }
+        rate.slot(at(1020));
+        let pause = rate.slot(at(1020)) - at(1020);
+        assert!((90..130).contains(&pause.as_millis()), "{pause:?}");
     }
 
     #[test]
