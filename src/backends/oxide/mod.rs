@@ -198,10 +198,15 @@ impl Oxide {
     /// All disks of the project, by a list that is begun from now on and serves all who ask meanwhile.
     async fn disks(&self, project: &Project) -> std::result::Result<Arc<Vec<types::Disk>>, Failure> {
         let list = lock(&self.disks).entry(project.clone()).or_default().clone();
-        list.ask(self.list_disks(project)).await
+        list.ask(self.list_disks(project, Some)).await
     }
 
-    async fn list_disks(&self, project: &Project) -> std::result::Result<Vec<types::Disk>, Failure> {
+    /// What `keep` makes of all disks of the project, whoever made them.
+    async fn list_disks<T>(
+        &self,
+        project: &Project,
+        keep: impl FnMut(types::Disk) -> Option<T>,
+    ) -> std::result::Result<Vec<T>, Failure> {
         let project = project.param()?;
         let page = |token| {
             let (client, project) = (self.credentials.clients().lists, project.clone());
@@ -216,7 +221,7 @@ impl Oxide {
                 Ok((page.items, page.next_page))
             }
         };
-        all_pages(page, Some).await
+        all_pages(page, keep).await
     }
 
     /// What `keep` makes of all instances of the project, whoever made them.
@@ -711,31 +716,32 @@ impl Cloud for Oxide {
     async fn list_marked(&self, scope: &Project, provider: &str) -> Result<Vec<Marked>> {
         const VERB: &str = "list marked";
         let hidden = |failure| unless_hidden(failure, VERB, scope);
-        // Disks first: what is made in between is an instance with disks that were not listed, never the other way round.
-        let disks = self.disks(scope).await.map_err(hidden)?;
         let ours = |description: &str| mark::of_provider(description, provider);
-        let mut seen = HashSet::new();
+        // Disks first: what is made in between is an instance with disks that were not listed, never the other way round.
+        let mut left = HashSet::new();
+        let disk = |disk: types::Disk| {
+            let mark = ours(&disk.description)?;
+            if !matches!(disk.state, types::DiskState::Destroyed) {
+                left.insert((mark::instance_of_disk(&disk.name).to_owned(), mark));
+            }
+            None::<()>
+        };
+        self.list_disks(scope, disk).await.map_err(hidden)?;
         let instance = |theirs: types::Instance| {
             let mark = ours(&theirs.description)?;
             if theirs.run_state == types::InstanceState::Destroyed {
                 return None;
             }
-            let name = theirs.name.to_string();
-            seen.insert((name.clone(), mark.clone()));
-            let id = Some(theirs.id.to_string());
+            let holder = (theirs.name.to_string(), mark);
+            left.remove(&holder);
+            let ((name, mark), id) = (holder, Some(theirs.id.to_string()));
             Some(Marked { name, id, mark })
         };
         let mut marked = self.instances(scope, instance).await.map_err(hidden)?;
-        for disk in disks.iter() {
-            if let Some(mark) = ours(&disk.description)
-                && !matches!(disk.state, types::DiskState::Destroyed)
-            {
-                let name = mark::instance_of_disk(&disk.name).to_owned();
-                if seen.insert((name.clone(), mark.clone())) {
-                    marked.push(Marked { name, id: None, mark });
-                }
-            }
-        }
+        let mut left: Vec<_> = left.into_iter().collect();
+        left.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let left = left.into_iter();
+        marked.extend(left.map(|(name, mark)| Marked { name, id: None, mark }));
         Ok(marked)
     }
 }
