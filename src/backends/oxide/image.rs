@@ -479,11 +479,11 @@ impl Oxide {
             else {
                 continue;
             };
-            let in_use = lock(&self.scratch).iter().any(|name| *name == *disk.name);
+            let in_use = lock(&self.scratch).contains(&disk.name);
             if provider != self.provider || in_use || !disk.name.starts_with(SCRATCH) {
                 continue;
             }
-            let stale = now.since(convert::timestamp(disk.time_created)) > STALE;
+            let stale = now.since(disk.created) > STALE;
             let over = stale
                 || if theirs == image {
                     done
@@ -496,7 +496,7 @@ impl Oxide {
             }
             if let Err(failure) = self.clear_by_id(scope, disk.id).await {
                 tracing::warn!(
-                    disk = disk.name.as_str(),
+                    disk = disk.name,
                     failure = failure.words,
                     "a scratch disk stays for now"
                 );

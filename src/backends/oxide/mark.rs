@@ -4,8 +4,6 @@
 //! alike, and no call can change it later. It begins with the Go provider's sentence, to the letter, and goes
 //! on with what that lacks.
 
-use oxide::types;
-
 use super::Project;
 use crate::cloud::{InstanceRef, Mark};
 
@@ -129,14 +127,14 @@ fn stranger(owner: Option<Owner>, ours: &Mark) -> String {
     }
 }
 
-/// Whether a disk was made for this instance.
-pub(super) fn is_disk_of(disk: &types::Disk, instance: &InstanceRef<Project>) -> bool {
-    match owner(&disk.description) {
+/// Whether a disk of that name and description was made for this instance.
+pub(super) fn is_disk_of(name: &str, description: &str, instance: &InstanceRef<Project>) -> bool {
+    match owner(description) {
         Some(Owner::Marked(mark)) => mark == instance.mark,
         Some(Owner::Bare(provider)) => {
             instance.adopt_bare
                 && provider == instance.mark.provider
-                && is_derived_disk_name(&disk.name, &instance.name)
+                && is_derived_disk_name(name, &instance.name)
         }
         Some(Owner::Import { .. }) | None => false,
     }
@@ -167,7 +165,6 @@ pub(super) fn instance_of_disk(disk: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
 
     use super::super::convert::{MAX_INSTANCE_NAME, name};
     use super::*;
@@ -285,18 +282,6 @@ mod tests {
         }
     }
 
-    fn disk(name: &str, description: &str) -> types::Disk {
-        serde_json::from_value(json!({
-            "block_size": 512, "description": description, "device_path": "/mnt/x",
-            "disk_type": "distributed",
-            "id": "3f6dcb9a-8a0c-4b54-9b44-4a1a9b1c3b11", "name": name,
-            "project_id": "3f6dcb9a-8a0c-4b54-9b44-4a1a9b1c3b12", "read_only": false, "size": 1,
-            "state": {"state": "detached"},
-            "time_created": "2026-11-21T00:00:00Z", "time_modified": "2026-11-21T00:00:00Z",
-        }))
-        .unwrap()
-    }
-
     #[test]
     fn a_disk_is_ours_by_its_mark_or_by_an_adopted_sentence_and_a_derived_name() {
         let ours = describe(&mark());
@@ -317,7 +302,7 @@ mod tests {
                 ..asked()
             };
             assert_eq!(
-                is_disk_of(&disk(name, description), &asked),
+                is_disk_of(name, description, &asked),
                 mine,
                 "{name} {description}"
             );

@@ -23,7 +23,8 @@ use uuid::Uuid;
 
 use crate::cloud::{
     BootProfile, Cloud, CloudError, Console, ErrorKind, Found, ImageKey, ImageRef, ImageSource, Instance,
-    InstanceRef, InstanceSpec, Legacy, Limits, Mark, Marked, Replace, Result, Scope, Shared, UserData,
+    InstanceRef, InstanceSpec, Legacy, Limits, Mark, Marked, Replace, Result, Scope, Shared, Timestamp,
+    UserData,
 };
 use crate::secret::Secret;
 
@@ -72,6 +73,27 @@ impl Project {
     /// The `project` parameter of a call.
     fn param(&self) -> std::result::Result<types::NameOrId, Failure> {
         convert::name_or_id(&self.0).map_err(Failure::rejected)
+    }
+}
+
+/// What is of use of a disk: lists hold tens of thousands.
+struct Disk {
+    id: Uuid,
+    name: String,
+    description: String,
+    state: types::DiskState,
+    created: Timestamp,
+}
+
+impl From<types::Disk> for Disk {
+    fn from(theirs: types::Disk) -> Self {
+        Self {
+            id: theirs.id,
+            name: theirs.name.into(),
+            description: theirs.description,
+            state: theirs.state,
+            created: convert::timestamp(theirs.time_created),
+        }
     }
 }
 
@@ -131,7 +153,7 @@ pub struct Oxide {
     /// ever change.
     looks: Mutex<HashMap<Uuid, Look>>,
     /// The lists of disks under way, one for each project in use.
-    disks: Mutex<HashMap<Project, Arc<Shared<Vec<types::Disk>>>>>,
+    disks: Mutex<HashMap<Project, Arc<Shared<Vec<Disk>>>>>,
     /// Scratch disks that an import of this process is writing to right now.
     scratch: Mutex<Vec<String>>,
     /// Images whose scratch disks this process has looked for; as many as there are images in use.
@@ -196,9 +218,9 @@ impl Oxide {
     }
 
     /// All disks of the project, by a list that is begun from now on and serves all who ask meanwhile.
-    async fn disks(&self, project: &Project) -> std::result::Result<Arc<Vec<types::Disk>>, Failure> {
+    async fn disks(&self, project: &Project) -> std::result::Result<Arc<Vec<Disk>>, Failure> {
         let list = lock(&self.disks).entry(project.clone()).or_default().clone();
-        list.ask(self.list_disks(project, Some)).await
+        list.ask(self.list_disks(project, |disk| Some(disk.into()))).await
     }
 
     /// What `keep` makes of all disks of the project, whoever made them.
@@ -269,7 +291,7 @@ impl Oxide {
 
     /// Of the disks that are attached to an instance, those that were made for it. No more than a hint: a look at the whole project
     /// finds what is missing here.
-    async fn attached(&self, id: Uuid, instance: &InstanceRef<Project>) -> Vec<types::Disk> {
+    async fn attached(&self, id: Uuid, instance: &InstanceRef<Project>) -> Vec<Disk> {
         // One page, whether another one follows or not.
         let list = self
             .client()
@@ -278,9 +300,11 @@ impl Oxide {
             .limit(PAGE)
             .send()
             .await;
-        let mut disks = list.map_or_else(|_| Vec::new(), |page| page.into_inner().items);
-        disks.retain(|disk| mark::is_disk_of(disk, instance));
+        let disks = list.map_or_else(|_| Vec::new(), |page| page.into_inner().items);
+        let disks = disks.into_iter().map(Disk::from);
         disks
+            .filter(|disk| mark::is_disk_of(&disk.name, &disk.description, instance))
+            .collect()
     }
 
     /// Deletes the disks that were made for an instance that is no more.
@@ -290,8 +314,9 @@ impl Oxide {
             .disks(project)
             .await
             .map_err(|failure| unless_hidden(failure, verb, project))?;
-        let is_left = |disk: &&types::Disk| {
-            mark::is_disk_of(disk, instance) && !matches!(disk.state, types::DiskState::Destroyed)
+        let is_left = |disk: &&Disk| {
+            mark::is_disk_of(&disk.name, &disk.description, instance)
+                && !matches!(disk.state, types::DiskState::Destroyed)
         };
         let (free, held): (Vec<_>, Vec<_>) = all
             .iter()
@@ -300,7 +325,7 @@ impl Oxide {
         if free.is_empty() && !held.is_empty() {
             let held = held.iter().map(|disk| {
                 let state = convert::disk_state(&disk.state);
-                format!("disk {:?} in project {project} is {state}", disk.name.as_str())
+                format!("disk {:?} in project {project} is {state}", disk.name)
             });
             let what = held.collect::<Vec<_>>().join("; ");
             return Err(CloudError::new(KIND, verb, ErrorKind::Busy, what));
@@ -312,7 +337,7 @@ impl Oxide {
         &self,
         verb: &'static str,
         project: &Project,
-        disks: impl IntoIterator<Item = &types::Disk>,
+        disks: impl IntoIterator<Item = &Disk>,
     ) -> Result<()> {
         for disk in disks {
             let deleted = self.client().disk_delete().disk(disk.id).send().await;
@@ -320,7 +345,7 @@ impl Oxide {
                 Ok(_) => {}
                 Err(failure) if failure.sort == Sort::NotFound => {}
                 Err(failure) => {
-                    let what = format!("disk {:?} in project {project}", disk.name.as_str());
+                    let what = format!("disk {:?} in project {project}", disk.name);
                     return Err(failure.busy_if_refused().error(verb, what));
                 }
             }
@@ -481,11 +506,10 @@ impl Cloud for Oxide {
             if matches!(disk.state, types::DiskState::Destroyed) {
                 continue;
             }
-            if mark::is_disk_of(disk, instance) {
+            if mark::is_disk_of(&disk.name, &disk.description, instance) {
                 remains = true;
-                let made = convert::timestamp(disk.time_created);
-                since = Some(since.map_or(made, |oldest| made.min(oldest)));
-            } else if *disk.name == instance.name && stranger.is_none() {
+                since = Some(since.map_or(disk.created, |oldest| disk.created.min(oldest)));
+            } else if disk.name == instance.name && stranger.is_none() {
                 // The boot disk takes the instance's own name: this one blocks every create.
                 let Claim::Foreign(whose) = mark::claim(&disk.name, &disk.description, instance) else {
                     continue;
