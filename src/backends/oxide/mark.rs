@@ -165,7 +165,6 @@ pub(super) fn instance_of_disk(disk: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-
     use super::super::convert::{MAX_INSTANCE_NAME, name};
     use super::*;
 
