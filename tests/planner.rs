@@ -230,6 +230,23 @@ fn r4_the_claim_is_written_before_the_first_look_where_there_is_one_scope() {
 }
 
 #[test]
+fn of_several_scopes_that_cannot_be_seen_the_one_that_is_longest_so_is_waited_for() {
+    let goal = Goal::Run {
+        scopes: vec![zone("a"), zone("b")],
+    };
+    let (soon, late) = (
+        NOW.before(Duration::from_secs(1)),
+        NOW.after(Duration::from_secs(100)),
+    );
+    for (a, b) in [(soon, late), (late, soon)] {
+        let mut seen = claimed();
+        let unseen = |until| Seen::Unknown(failure(ErrorKind::Unavailable, until));
+        seen.scopes = vec![(zone("a"), unseen(a)), (zone("b"), unseen(b))];
+        assert_eq!(planned(&goal, &seen).look, Look::At(late));
+    }
+}
+
+#[test]
 fn r4_with_several_scopes_all_are_known_before_one_is_claimed() {
     let goal = Goal::Run {
         scopes: vec![a(), zone("b")],

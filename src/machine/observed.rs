@@ -276,7 +276,12 @@ impl<S: Scope> Observed<S> {
         for (scope, seen) in &self.scopes {
             match seen {
                 Seen::Unasked => unasked = true,
-                Seen::Unknown(failure) => unknown = unknown.or(Some(failure)),
+                // Of several failures the one that is longest in the way: nobody looks before.
+                Seen::Unknown(failure) => {
+                    unknown = unknown
+                        .filter(|known: &&Failure| known.not_before >= failure.not_before)
+                        .or(Some(failure));
+                }
                 Seen::Known { found, by: how, at } => {
                     match found {
                         Found::Ours(instance) => return Overall::Ours(scope, instance),
