@@ -167,6 +167,11 @@ impl Download {
         Ok(Arriving::new(self, decoder, format))
     }
 
+    /// Waits before another try, twice as long after each.
+    async fn pause(&self, tries: u32) {
+        tokio::time::sleep(self.settings.pause * 2_u32.saturating_pow(tries)).await;
+    }
+
     /// Asks for the whole body.
     async fn begin(&self) -> Result<(reqwest::Response, Format)> {
         let location = (self.locate)().await?;
@@ -419,7 +424,7 @@ impl Body {
                 Err(fault) if is_passing(&fault) && self.restarts < RESTARTS => {}
                 Err(fault) => return Err(fault),
             }
-            tokio::time::sleep(self.download.settings.pause * 2_u32.saturating_pow(self.restarts)).await;
+            self.download.pause(self.restarts).await;
             self.restarts += 1;
             self.resumes = 0;
             whole = self.download.begin().await.map(|(response, _)| response);
@@ -434,7 +439,7 @@ impl Body {
             return Err(fault);
         };
         while self.resumes < RESUMES {
-            tokio::time::sleep(self.download.settings.pause * 2_u32.saturating_pow(self.resumes)).await;
+            self.download.pause(self.resumes).await;
             self.resumes += 1;
             let location = (self.download.locate)().await?;
             let rest = Some((self.received, &version));

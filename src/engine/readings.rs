@@ -9,7 +9,7 @@ use crate::omni::kinds::MachineRequestSpec;
 
 /// Everything that has been read and is in use.
 #[derive(Debug)]
-pub struct Readings<T>(Mutex<HashMap<MachineRequestSpec, Weak<T>>>);
+pub struct Readings<T>(Mutex<HashMap<Arc<MachineRequestSpec>, Weak<T>>>);
 
 impl<T> Default for Readings<T> {
     fn default() -> Self {
@@ -19,7 +19,11 @@ impl<T> Default for Readings<T> {
 
 impl<T> Readings<T> {
     /// What a request says. `read` reads it, if nobody has read another one like it.
-    pub fn of(&self, request: &MachineRequestSpec, read: impl FnOnce(&MachineRequestSpec) -> T) -> Arc<T> {
+    pub fn of(
+        &self,
+        request: &Arc<MachineRequestSpec>,
+        read: impl FnOnce(&MachineRequestSpec) -> T,
+    ) -> Arc<T> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reading) = known.get(request).and_then(Weak::upgrade) {
             return reading;
@@ -28,7 +32,7 @@ impl<T> Readings<T> {
             known.retain(|_, reading| reading.strong_count() > 0);
         }
         let reading = Arc::new(read(request));
-        known.insert(request.clone(), Arc::downgrade(&reading));
+        known.insert(Arc::clone(request), Arc::downgrade(&reading));
         reading
     }
 }
@@ -45,7 +49,7 @@ mod tests {
                 talos_version: version.to_string(),
                 ..MachineRequestSpec::default()
             };
-            readings.of(&request, |request| request.talos_version.clone())
+            readings.of(&Arc::new(request), |request| request.talos_version.clone())
         };
         let (first, other, same) = (of(7), of(8), of(7));
         assert!(Arc::ptr_eq(&first, &same) && !Arc::ptr_eq(&first, &other));

@@ -35,7 +35,7 @@ use super::line;
 
 /// A schematic is a few hundred bytes; the real factory stops at this too.
 const LARGEST_SCHEMATIC: usize = 4 * 1024 * 1024;
-/// A slow or cut-off answer leaves in pieces of this size.
+/// An answer that is slow, cut off or larger than this leaves in pieces of this size.
 const PIECE: usize = 16 * 1024;
 
 /// What the factory offers.
